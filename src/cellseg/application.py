@@ -1,0 +1,278 @@
+"""The LightningCLI: flags, configs and checkpoints become a task, its data and a trainer."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from cellseg import __version__, checkpoint
+from cellseg.callbacks import BestAndLast, Dashboard, Patience
+from cellseg.data.datamodule import NucleiDataModule
+from cellseg.errors import InputError
+from cellseg.predict.writer import PredictionWriter
+from cellseg.task import SegmentationTask
+
+# Modules that a config may name classes of, since a `class_path` is code that runs.
+FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
+STOPPED_BY_SIGTERM = 143
+
+EXAMPLES = {
+    "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
+    "validate": "cellseg validate --ckpt_path best.ckpt --data.root stage1_train.zip",
+    "test": "cellseg test --ckpt_path best.ckpt --data.root stage1_train.zip",
+    "predict": "cellseg predict --ckpt_path best.ckpt --data.predict_dir images",
+}
+DESCRIPTIONS = {
+    "fit": "Train on annotated images.",
+    "validate": "Score a checkpoint on the validation side of its split.",
+    "test": "Score a checkpoint on the test side of its split, or on new annotated images.",
+    "predict": "Find the nuclei of every image in a folder.",
+}
+
+
+def run(args: Sequence[str], model_class: type[LightningModule] | None, allow: Iterable[str]) -> int:
+    """Parse and carry out one command; see `cli.main`."""
+    _set_up_logging()
+    try:
+        return Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
+    except SIGTERMException:
+        return STOPPED_BY_SIGTERM
+    except MisconfigurationException as error:  # by flags that do not go together
+        raise InputError(str(error)) from error
+
+
+class Application(LightningCLI):
+    """`cellseg` as a LightningCLI; making one runs the command.
+
+    It differs from Lightning's where that surprises: what the user gives wins over what a
+    checkpoint stored, `last` is found in a new process, and each subcommand has the groups of
+    flags that it uses.
+    """
+
+    def __init__(
+        self, args: list[str], model_class: type[LightningModule], fence: Sequence[str]
+    ) -> None:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
+        self.exit_code = 0
+        self.stored: checkpoint.Stored | None = None
+        options: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            model_class,
+            NucleiDataModule,
+            args=_bracket_lists(_find_configs(args)),
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "default_root_dir": "runs",
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 1,
+                "use_distributed_sampler": False,  # `dataset.Share` divides the images
+            },
+            parser_kwargs={
+                **options,
+                "description": _describe("Find cell nuclei in microscope images.", *EXAMPLES),
+                **{
+                    command: {**options, "description": _describe(text, command)}
+                    for command, text in DESCRIPTIONS.items()
+                },
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The four commands, with the arguments of the trainer's methods that are not flags."""
+        skipped = {"weights_only", "return_predictions", "verbose"}
+        return {name: skip | skipped for name, skip in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        # A logger litters its folder on each predict.
+        parser.set_defaults({"trainer.logger": subcommand == "fit"})
+        if subcommand == "fit":
+            parser.add_lightning_class_args(BestAndLast, "checkpoint")
+            parser.add_lightning_class_args(Patience, "early_stopping")
+            parser.add_lightning_class_args(Dashboard, "dashboard")
+        if subcommand == "predict":
+            parser.add_lightning_class_args(PredictionWriter, "output")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            if not any(arg.startswith("--print_config") for arg in args):
+                self._apply_checkpoint(parser, args)
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise InputError(self._explain(str(error), args)) from error
+        if self.stored is not None:
+            self.config[self.config.subcommand].ckpt_path = str(self.ckpt_path)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
+
+    def _apply_checkpoint(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Make what the checkpoint stored the default of each flag that the user left out."""
+        given = parser.parse_args(args, defaults=False)
+        command = given.subcommand
+        flags = given[command]
+        named = flags.get("ckpt_path")
+        if named is None:
+            if command != "fit":
+                raise InputError(f"{command} needs a model: --ckpt_path CKPT")
+            return
+        root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
+        self.ckpt_path = checkpoint.resolve(str(named), str(root))
+        self.stored = checkpoint.read(self.ckpt_path)
+        for key in (*checkpoint.ARCHITECTURE, *checkpoint.NORMALISATION):
+            asked, stored = flags.get(key), self.stored.settings[key]
+            if asked is not None and asked != (tuple(stored) if isinstance(asked, tuple) else stored):
+                raise InputError(
+                    f"--{key} {_plain(asked)} contradicts {self.ckpt_path}, which was trained "
+                    f"with {_plain(stored)}; leave the flag out"
+                )
+        subparser = self._parser(command)
+        known = {action.dest for action in subparser._actions}
+        subparser.set_defaults({k: v for k, v in self.stored.settings.items() if k in known})
+
+    def _explain(self, message: str, args: Sequence[str]) -> str:
+        """An error of the parser with the nearest right word."""
+        command = next((arg for arg in args if arg in DESCRIPTIONS), None)
+        unknown = re.search(r"unrecognized arguments: (\S+)|[Kk]ey '([\w.]+)' is not expected", message)
+        if unknown and unknown[1] and not unknown[1].startswith("-"):
+            flag = "--data.predict_dir" if command == "predict" else "--data.root"
+            return f"{unknown[1]}: what is it? Did you mean {flag} {unknown[1]}?"
+        if choice := re.search(r"invalid choice: '(\S+)'", message):
+            near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
+            better = near[0] if near else f"predict --data.predict_dir {choice[1]}"
+            return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
+        if unknown and command:
+            key = (unknown[1] or unknown[2]).lstrip("-").split("=")[0]
+            known = [action.dest for action in self._parser(command)._actions]
+            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"{key}: no such setting of {command}{hint}"
+        return message
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        # The config of a run is part of its log; without a log there is nowhere to keep it.
+        keep = self.subcommand == "fit" and settings.trainer.logger
+        self.save_config_callback = SaveConfigCallback if keep else None
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # a class refuses its arguments
+            raise InputError(str(error)) from error
+
+    def after_instantiate_classes(self) -> None:
+        assert isinstance(self.datamodule, NucleiDataModule)
+        if self.stored is not None:
+            self.datamodule.trained_split = self.stored.split
+
+    def before_fit(self) -> None:
+        self._get(self.config_init, "dashboard").config_text = self._config_text()
+
+    def before_predict(self) -> None:
+        assert isinstance(self.datamodule, NucleiDataModule)
+        writer = self._get(self.config_init, "output")
+        source = self.datamodule.predict_dir
+        if source is None:
+            raise InputError("predict needs images: --data.predict_dir PATH")
+        if writer.dir is None:
+            writer.dir = source.parent / f"{source.stem if source.is_file() else source.name}_cellseg"
+        self.datamodule.output_dir = writer.dir
+        writer.run = {
+            "command": ["cellseg", *sys.argv[1:]],
+            "version": __version__,
+            "model": str(self.ckpt_path),
+            "model_sha256": hashlib.sha256(self.ckpt_path.read_bytes()).hexdigest(),
+            "settings": self._config_text(),
+        }
+
+    def after_predict(self) -> None:
+        # Lightning ends all processes when one of them fails, so only the first one reports.
+        if self.trainer.is_global_zero and self._get(self.config_init, "output").failures:
+            self.exit_code = 1
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        # Kept predictions would fill the memory.
+        return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
+
+    def _config_text(self) -> str:
+        parser, config = self._parser(self.subcommand), self.config[self.subcommand]
+        return str(parser.dump(config, skip_none=False))
+
+
+def _describe(text: str, *commands: str) -> str:
+    return "\n".join([*(f"  {EXAMPLES[command]}" for command in commands), "", text])
+
+
+def _plain(value: Any) -> str:
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def _find_configs(args: list[str]) -> list[str]:
+    """Replace a config that is no file here by the packaged one of that name."""
+    found = []
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, equals, value = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
+        if (before in ("--config", "-c") or equals) and not Path(value).exists():
+            packaged = _configs() / Path(value).name
+            value = str(packaged) if packaged.is_file() else value
+        found.append(flag + equals + value)
+    return found
+
+
+def _configs() -> Path:
+    installed = Path(str(files("cellseg"))) / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def _bracket_lists(args: list[str]) -> list[str]:
+    """`a,b` as the `["a","b"]` that the parser wants, for the flags that take a list."""
+    kinds = {
+        f"--{group}.{name}": str(hint)
+        for group, owner in (("data", NucleiDataModule), ("output", PredictionWriter))
+        for name, hint in get_type_hints(owner.__init__).items()
+        if re.search(r"\b(list|tuple)\[", str(hint))
+    }
+    done: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+        owner = flag if equals else (done[-1] if done else "")
+        if owner in kinds and value and not value.startswith("["):
+            words = value.split(",")
+            value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
+        done.append(flag + equals + value)
+    return done
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("cellseg")
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.INFO if rank_zero_only.rank in (0, None) else logging.ERROR)
+    # Which devices there are not, and tips.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

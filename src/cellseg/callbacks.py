@@ -1,0 +1,218 @@
+"""What happens around the steps: checkpoints, and what TensorBoard shows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+
+class BestAndLast(ModelCheckpoint):
+    """Keeps the best and the last checkpoint, the last one also when training is stopped.
+
+    Args:
+        monitor: The logged value that decides which is best.
+        mode: `max` or `min`.
+        every_n_epochs: How often to look.
+    """
+
+    def __init__(
+        self, monitor: str = "val/dice", mode: str = "max", every_n_epochs: int = 1
+    ) -> None:
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            filename="best",
+            save_last=True,
+            every_n_epochs=every_n_epochs,
+            # The slash of the metric's name would make a folder.
+            auto_insert_metric_name=False,
+        )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        # Lightning's own `save_on_exception` would also overwrite the best with this one. Of
+        # several processes only those stopped by a signal are known to come here together.
+        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        if together and trainer.global_step > 0 and self.dirpath and trainer.state.fn == "fit":
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+
+
+class Patience(EarlyStopping):
+    """Ends training when the score has not risen for a while.
+
+    Args:
+        monitor: The logged value to watch.
+        mode: `max` or `min`.
+        patience: Validations without a rise after which training ends.
+        min_delta: What counts as a rise.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/dice",
+        mode: str = "max",
+        patience: int = 20,
+        min_delta: float = 0.0,
+    ) -> None:
+        # Not strict, for runs that skip validation.
+        super().__init__(monitor, min_delta, patience, mode=mode, strict=False)
+
+
+class Dashboard(pl.Callback):
+    """Writes to TensorBoard what scalars do not tell.
+
+    Images per second; after an epoch of validation a precision-recall curve and a panel of
+    the same few images (image, truth, probability, errors); at the start the config as text,
+    and the hyper-parameters with the best scores.
+
+    Args:
+        images: Number of validation images in the panel.
+        every_n_epochs: Epochs between panels; the last epoch always has one.
+        side: Longest side of a panel image in px.
+    """
+
+    THRESHOLDS = 101
+
+    def __init__(self, images: int = 6, every_n_epochs: int = 5, side: int = 384) -> None:
+        self.images = images
+        self.every_n_epochs = every_n_epochs
+        self.side = side
+        self.config_text = ""  # set by `application`
+        self._best: dict[str, float] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        writer = _writer(trainer)
+        if writer is not None and self.config_text:
+            # Indented by four, Markdown shows it as it is.
+            text = "".join(f"    {line}\n" for line in self.config_text.splitlines())
+            writer.add_text("config", text)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._images_seen = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._images_seen += len(batch["image"]) * trainer.world_size
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
+            seconds = max(time.monotonic() - self._since, 1e-9)
+            pl_module.log("train/images_per_second", self._images_seen / seconds)
+            self._since, self._images_seen = time.monotonic(), 0
+
+    def on_validation_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        self._histogram = torch.zeros(2, self.THRESHOLDS, dtype=torch.float64)
+        self._panel: list[Tensor] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if outputs is None or trainer.sanity_checking:
+            return
+        probs, target = outputs.float().sigmoid(), (batch["labels"] > 0).unsqueeze(1)
+        for row, value in enumerate((target, ~target)):
+            self._histogram[row] += torch.histc(
+                probs[value], self.THRESHOLDS, min=0, max=1
+            ).cpu().double()
+        if len(self._panel) < self.images and self._is_panel_epoch(trainer):
+            self._panel.append(panel_row(batch["image"][0], target[0, 0], probs[0, 0], self.side))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        histogram = trainer.strategy.reduce(
+            self._histogram.to(pl_module.device), reduce_op="sum"
+        )
+        writer = _writer(trainer)
+        if writer is None or trainer.sanity_checking:
+            return
+        step = trainer.global_step
+        _add_pr_curve(writer, torch.as_tensor(histogram).cpu(), step)
+        if self._panel:
+            writer.add_image(
+                "val/panel: image | truth | probability | errors (missed red, extra blue)",
+                torch.cat(self._panel, dim=1),
+                step,
+            )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if not trainer.sanity_checking and scores.get("val/dice", 0) >= self._best.get("val/dice", 0):
+            self._best = scores
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = trainer.logger
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            named = {f"best/{key.removeprefix('val/')}": value for key, value in self._best.items()}
+            logger.log_hyperparams(dict(pl_module.hparams), named)
+
+    def _is_panel_epoch(self, trainer: pl.Trainer) -> bool:
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
+        return trainer.current_epoch % self.every_n_epochs == 0 or last
+
+
+def panel_row(image: Tensor, target: Tensor, probs: Tensor, side: int) -> Tensor:
+    """Image, truth, probability and errors side by side, on a square of `side` px each.
+
+    Correct nuclei are white in the errors, missed pixels red, extra ones blue: colours that
+    stay apart for the colour-blind.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        target: (H, W) boolean.
+        probs: (H, W) in [0, 1].
+        side: Side of each square; larger images are cropped to their top-left corner.
+
+    Returns:
+        (3, side, 4 * side) on the CPU.
+    """
+    preds = probs > 0.5
+    red, blue = target, preds
+    errors = torch.stack([red, target & preds, blue]).float()
+    tiles = [image.float(), target.float().expand(3, -1, -1), probs.expand(3, -1, -1), errors]
+    row = torch.full((3, side, 4 * side), 0.5)
+    for place, tile in enumerate(tiles):
+        cut = tile[:, : side - 4, : side - 4].cpu()
+        left = place * side
+        row[:, : cut.shape[1], left : left + cut.shape[2]] = cut
+    return row
+
+
+def _writer(trainer: pl.Trainer) -> Any:
+    logger = trainer.logger
+    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+        return logger.experiment
+    return None
+
+
+def _add_pr_curve(writer: Any, histogram: Tensor, step: int) -> None:
+    # Pixels at or above each threshold, from the histograms of true and false pixels.
+    tp, fp = histogram.flip(1).cumsum(1).flip(1)
+    positives, negatives = histogram.sum(1)
+    fn, tn = positives - tp, negatives - fp
+    precision = torch.where(tp + fp > 0, tp / (tp + fp).clamp(min=1), 1.0)
+    recall = tp / positives.clamp(min=1)
+    curves = [np.asarray(curve) for curve in (tp, fp, tn, fn, precision, recall)]
+    writer.add_pr_curve_raw(
+        "val/precision_recall", *curves, global_step=step, num_thresholds=len(curves[0])
+    )

@@ -1,0 +1,53 @@
+"""The door: `main` answers at once, hands over to `application`, and turns errors into lines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from cellseg import __version__
+from cellseg.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+
+def main(
+    args: Sequence[str] | None = None,
+    model_class: type[LightningModule] | None = None,
+    allow: Iterable[str] = (),
+) -> int:
+    """Run the command.
+
+    Args:
+        args: As on the command line; by default what the process was started with.
+        model_class: A subclass of `SegmentationTask` to use in its place.
+        allow: Further modules whose classes a config may name, such as `__main__`.
+
+    Returns:
+        The exit code: 0 all done; 1 a file failed, or results could not be written; 2 nothing
+        was tried; 143 stopped by SIGTERM.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        print(__version__)
+        return 0
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and "--print_config" not in args:
+        # At once: the imports that follow take seconds.
+        print(f"cellseg {__version__}: {' '.join(args[:1]) or 'help'} …", file=sys.stderr, flush=True)
+    try:
+        from cellseg.application import run
+
+        return run(args or ["--help"], model_class, allow)
+    except (InputError, ArgumentError) as error:
+        return _say(error, 2)
+    except OutputError as error:
+        return _say(error, 1)
+
+
+def _say(error: Exception, code: int) -> int:
+    print(f"cellseg: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,144 @@
+"""Decoded images with merged labels, kept on disk so that each start after the first is quick."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cellseg.data.folders import Sample, Tree
+from cellseg.data.images import Array, read_image, read_labels
+from cellseg.errors import InputError
+
+# Part of every key: raise it when the content of an entry changes its meaning.
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A cached image and its labels.
+
+    Attributes:
+        id: The sample's id.
+        folder: The cache entry.
+    """
+
+    id: str
+    folder: Path
+
+    def image(self) -> Array:
+        """(H, W, 3), as `read_image` gives it, mapped from disk."""
+        return np.asarray(np.load(self.folder / "image.npy", mmap_mode="r"))
+
+    def labels(self) -> Array:
+        """(H, W) uint16 or int32, 0 is the background, mapped from disk."""
+        return np.asarray(np.load(self.folder / "labels.npy", mmap_mode="r"))
+
+    def digest(self) -> str:
+        """A hash of the image's pixels: the same image under any name, in any file format."""
+        return pixel_digest(self.image())
+
+
+def pixel_digest(image: Array) -> str:
+    """Sixteen hex digits that tell one image from another by its pixels."""
+    head = f"{image.shape} {image.dtype}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
+
+
+def default_cache_dir() -> Path:
+    """The user's cache folder for this program."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("cellseg")
+
+
+def prepare(tree: Tree, samples: Sequence[Sample], cache_dir: Path) -> list[Annotated]:
+    """Cache entries for all samples, made where they are missing, with a progress bar.
+
+    An entry is keyed by the content of its files and appears by a rename, so an interrupted
+    or a simultaneous run does no harm, and the folder may be deleted between runs.
+
+    Raises:
+        InputError: A file is damaged, or a mask does not fit its image.
+    """
+    annotated, todo = [], []
+    for sample in samples:
+        content = tree.fingerprint((sample.image, *sample.masks))
+        key = hashlib.sha256(f"{FORMAT} {sample.whole} {content}".encode()).hexdigest()[:32]
+        entry = Annotated(sample.id, cache_dir / key[:2] / key)
+        annotated.append(entry)
+        if not entry.folder.is_dir():
+            todo.append((sample, entry))
+    if todo:
+        from tqdm import tqdm
+
+        for sample, entry in tqdm(todo, desc="Merging masks", unit="image", leave=False):
+            image, labels = load(tree, sample)
+            _write(entry.folder, image, labels)
+    return annotated
+
+
+def load(tree: Tree, sample: Sample) -> tuple[Array, Array]:
+    """An image and its labels, read from their files: (H, W, 3) and (H, W)."""
+    image = read_image(tree.read(sample.image), sample.image)
+    masks = [read_labels(tree.read(name), name) for name in sample.masks]
+    for name, mask in zip(sample.masks, masks, strict=True):
+        if mask.shape != image.shape[:2]:
+            raise InputError(
+                f"{name}: {mask.shape[0]} x {mask.shape[1]} px, but its image {sample.image} "
+                f"has {image.shape[0]} x {image.shape[1]}"
+            )
+    labels = whole_labels(masks[0]) if sample.whole else merge_masks(masks)
+    return image, labels
+
+
+def merge_masks(masks: Sequence[Array]) -> Array:
+    """One label image from one mask a nucleus; where two overlap, the first keeps the pixel."""
+    labels = np.zeros(masks[0].shape, np.int32)
+    for number, mask in enumerate(masks, start=1):
+        labels[(mask > 0) & (labels == 0)] = number
+    return _compact(labels)
+
+
+def whole_labels(mask: Array) -> Array:
+    """Consecutive labels from one mask of all nuclei.
+
+    A mask of one value besides 0 is binary: its 8-connected components are the nuclei.
+    """
+    from skimage.measure import label
+    from skimage.segmentation import relabel_sequential
+
+    values = np.unique(mask)
+    if np.count_nonzero(values) <= 1:
+        return _compact(label(mask > 0))
+    return _compact(relabel_sequential(mask)[0])
+
+
+def _compact(labels: Array) -> Array:
+    # OpenCV warps uint16 as it is, but neither uint32 nor int64.
+    small = labels.max(initial=0) <= np.iinfo(np.uint16).max
+    return labels.astype(np.uint16 if small else np.int32)
+
+
+def _write(folder: Path, image: Array, labels: Array) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".draft-"))
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: {error.strerror}; name a writable folder with --data.cache_dir"
+        ) from error
+    try:
+        np.save(draft / "image.npy", np.ascontiguousarray(image))
+        np.save(draft / "labels.npy", labels)
+        os.replace(draft, folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if not folder.is_dir():  # else another process was first
+            raise InputError(f"{folder}: {error.strerror}") from error

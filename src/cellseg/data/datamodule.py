@@ -1,0 +1,313 @@
+"""The LightningDataModule: from the user's flags to loaders."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
+
+from cellseg.data.cache import Annotated, default_cache_dir, prepare
+from cellseg.data.dataset import (
+    Annotation,
+    CropDataset,
+    EndlessSampler,
+    FileDataset,
+    Share,
+    WholeImageDataset,
+)
+from cellseg.data.folders import files_to_predict, find_samples, open_tree
+from cellseg.data.splits import SIDES, Split, make_split
+from cellseg.data.transforms import Augmentation
+from cellseg.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class ResumableLoader(DataLoader[dict[str, Any]]):
+    """A loader that Lightning may resume in mid-epoch.
+
+    Its place is the trainer's step count, see `EndlessSampler`, so its own state is empty.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class NucleiDataModule(pl.LightningDataModule):
+    """Finds images and masks, splits them by field of view, and loads them.
+
+    Args:
+        root: Annotated images: a folder, or the zip as downloaded. Layouts:
+            `<id>/images/*.png` with `<id>/masks/*.png` (one nucleus a mask); `images/` and
+            `masks/` with equal names (binary masks or label images); or images beside their
+            `<name>_labels.tif` or `<name>_masks.*`.
+        synthetic: Number of generated images to use instead of a root.
+        download: Fetch the 2018 Data Science Bowl training images (83 MB) where the root has
+            none; without a root they go to the cache folder.
+        cache_dir: Where decoded images and merged masks are kept; by default the user's cache
+            folder. Safe to delete.
+        split: `auto` is the project's split of DSB2018 where the images are from it and
+            `random` otherwise; or a CSV with the columns `image_id` and `split`.
+        groups: Images that must stay on one side: a CSV with the columns `image_id` and
+            `group`, or a regular expression on the id. By default each image is its own group.
+        folds: Number of folds for cross-validation; 0 divides 80/10/10.
+        fold: The fold to test on; the next one is for validation.
+        split_seed: Seed of a random split.
+        percentiles: Intensities that become 0 and 1, as percentiles of each whole image.
+        crop_size: Side of a training crop in px.
+        crops_per_epoch: Training crops in an epoch, over all devices.
+        batch_size: Training crops in a batch, on each device.
+        augment: Strength of the augmentation; 0 is none, 1 is for general use.
+        seed: Seed of the training crops.
+        num_workers: Loader processes of each device; by default one less than the cores that
+            this process may use, from 1 to 8.
+        predict_dir: What `predict` reads: a folder, an image, or a text file with a path a line.
+        include: Shell patterns of the files to predict, as `a,b`; by default all images.
+        exclude: Shell patterns of files to leave out, as `a,b`.
+    """
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        synthetic: int = 0,
+        download: bool = False,
+        cache_dir: Path | None = None,
+        split: str = "auto",
+        groups: str | None = None,
+        folds: int = 0,
+        fold: int = 0,
+        split_seed: int = 0,
+        percentiles: tuple[float, float] = (1.0, 99.8),
+        crop_size: int = 256,
+        crops_per_epoch: int = 1000,
+        batch_size: int = 8,
+        augment: float = 1.0,
+        seed: int = 0,
+        num_workers: int | None = None,
+        predict_dir: Path | None = None,
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        low, high = percentiles
+        if not 0 <= low < high <= 100:
+            raise InputError(f"--data.percentiles {low},{high}: must rise, within 0 to 100")
+        if min(crop_size, crops_per_epoch, batch_size) < 1:
+            raise InputError(
+                "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
+            )
+        # What a model must be given again; the rest belongs to the run, not to the model.
+        self.save_hyperparameters({"percentiles": [float(low), float(high)]})
+        self.root = root
+        self.synthetic = synthetic
+        self.download = download
+        self.cache_dir = cache_dir or default_cache_dir()
+        self.split = split
+        self.groups = groups
+        self.folds = folds
+        self.fold = fold
+        self.split_seed = split_seed
+        self.percentiles = (float(low), float(high))
+        self.crops_per_epoch = crops_per_epoch
+        self.batch_size = batch_size
+        self.augmentation = Augmentation(crop_size, augment)
+        self.seed = seed
+        self.num_workers = max(1, min(8, cores() - 1)) if num_workers is None else num_workers
+        self.predict_dir = predict_dir
+        self.include = include or []
+        self.exclude = exclude or []
+        self.output_dir: Path | None = None  # set by `application`: what lies below is not input
+        # Of the checkpoint, side to {pixel digest: id}; set by `application`.
+        self.trained_split: dict[str, dict[str, str]] | None = None
+        self.sides: dict[str, list[Annotation]] = {}
+        self._split_to_save: dict[str, dict[str, str]] = {}
+
+    def prepare_data(self) -> None:
+        """Download and fill the cache, on one process of each machine."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.PREDICTING:
+            self._annotated()
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict":
+            self._setup_predict()
+        elif not self.sides:
+            self._setup_sides(stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The split in force, for the checkpoint: side to {pixel digest: id}.
+
+        Digests, not names, tell whether an image was trained on. What an earlier checkpoint
+        was trained on stays part of it.
+        """
+        if not self._split_to_save:
+            before = self.trained_split or {}
+            self._split_to_save = {
+                side: {**before.get(side, {}), **{sample.digest(): sample.id for sample in samples}}
+                for side, samples in self.sides.items()
+            }
+        return {"split": self._split_to_save}
+
+    def train_dataloader(self) -> ResumableLoader:
+        dataset = CropDataset(
+            self.sides["train"], self.augmentation, self.percentiles, self.seed
+        )
+        sampler = EndlessSampler(self.crops_per_epoch, self._crops_taken, *self._place())
+        return ResumableLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=True,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_gpu(),
+        )
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._whole_images("val")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._whole_images("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        dataset = FileDataset(*self.to_predict, self.percentiles)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=Share(len(dataset), *self._place()),
+            collate_fn=_batch_of_one,
+            num_workers=self.num_workers,
+            pin_memory=self._on_gpu(),
+        )
+
+    def _whole_images(self, side: str) -> DataLoader[dict[str, Any]]:
+        # Native sizes differ, so a batch is one image.
+        dataset = WholeImageDataset(self.sides[side], self.percentiles)
+        return DataLoader(
+            dataset,
+            batch_size=1,
+            sampler=Share(len(dataset), *self._place()),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._on_gpu(),
+        )
+
+    def _annotated(self) -> tuple[str, list[Annotation]]:
+        if self.synthetic and self.root is None:
+            from cellseg.data.synthetic import Generated
+
+            return "generated nuclei", [Generated(number) for number in range(self.synthetic)]
+        root = self.root
+        if self.download:
+            from cellseg.data.download import fetch
+
+            root = fetch(root or self.cache_dir)
+        if root is None:
+            raise InputError(
+                "no data: name annotated images with --data.root PATH, or ask for generated "
+                "ones with --data.synthetic 48"
+            )
+        tree = open_tree(root)
+        samples, missing = find_samples(tree)
+        if missing:
+            log.warning(f"{len(missing)} images have no mask and are left out: {few(missing)}")
+        found: list[Annotation] = list(prepare(tree, samples, self.cache_dir))
+        return str(tree.root), found
+
+    def _setup_predict(self) -> None:
+        if self.predict_dir is None:
+            raise InputError("nothing to predict: name images with --data.predict_dir PATH")
+        self.to_predict = files_to_predict(
+            self.predict_dir, self.include, self.exclude, self.output_dir
+        )
+        log.info(f"Data: {len(self.to_predict[1])} images below {self.to_predict[0]}")
+
+    def _setup_sides(self, stage: str) -> None:
+        source, annotated = self._annotated()
+        split = self._split_in_force(annotated, stage)
+        by_id = {sample.id: sample for sample in annotated}
+        self.sides = {side: [by_id[i] for i in split.sides[side]] for side in SIDES}
+        log.info(f"Data: {source}: {len(annotated)} images, {split}")
+        if split.left_out:
+            log.warning(
+                f"{len(split.left_out)} images are not in the split and are left out: "
+                f"{few(split.left_out)}"
+            )
+        for side in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
+            if not self.sides[side]:
+                raise InputError(f"{source}: the {side} side of the split ({split.name}) is empty")
+
+    def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
+        asked = self.split != "auto" or self.groups is not None or self.folds > 0
+        if self.trained_split is None or asked:
+            split = make_split(
+                [sample.id for sample in annotated],
+                self.split,
+                self.groups,
+                self.folds,
+                self.fold,
+                self.split_seed,
+            )
+            if self.trained_split is not None:
+                self._warn_of_leak(annotated, split, stage)
+            return split
+        known = {digest: side for side in SIDES for digest in self.trained_split.get(side, {})}
+        side_of = {sample.id: known.get(sample.digest()) for sample in annotated}
+        if not any(side_of.values()):
+            if stage == "fit":  # fine-tuning on images of one's own
+                return make_split(list(side_of), seed=self.split_seed)
+            side = {"validate": "val"}.get(stage, stage)
+            ids = {each: list(side_of) if each == side else [] for each in SIDES}
+            return Split("all images: the checkpoint was trained on none of them", ids)
+        return Split(
+            "the checkpoint's split",
+            {side: [i for i, at in side_of.items() if at == side] for side in SIDES},
+            [i for i, at in side_of.items() if at is None],
+        )
+
+    def _warn_of_leak(self, annotated: Sequence[Annotation], split: Split, stage: str) -> None:
+        trained = (self.trained_split or {}).get("train", {})
+        evaluated = {i for side in ("val", "test") for i in split.sides[side]}
+        seen = [s.id for s in annotated if s.id in evaluated and s.digest() in trained]
+        if seen:
+            log.warning(
+                f"{len(seen)} images to evaluate on were trained on, so the scores are too high: "
+                f"{few(seen)}"
+            )
+
+    def _crops_taken(self) -> int:
+        trainer = self.trainer
+        if trainer is None:
+            return 0
+        per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return trainer.global_step * per_step
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _batch_of_one(item: dict[str, Any]) -> dict[str, Any]:
+    return {**item, "image": item["image"][None]} if "image" in item else item
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,201 @@
+"""Datasets and samplers: random crops for training, whole images for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from cellseg.data.folders import output_stems
+from cellseg.data.images import Array, intensity_limits, normalise, read_image
+from cellseg.data.transforms import Augmentation
+from cellseg.errors import InputError
+
+
+class Annotation(Protocol):
+    """What a training set is made of; see `cache.Annotated`."""
+
+    @property
+    def id(self) -> str: ...
+    def image(self) -> Array: ...
+    def labels(self) -> Array: ...
+    def digest(self) -> str: ...
+
+
+class CropDataset(Dataset[dict[str, Any]]):
+    """Endless random crops: item `number` depends on the seed and that number alone.
+
+    So a crop is the same whatever the number of workers, processes and restarts, and no two
+    are alike.
+
+    Items: `image` (3, S, S) float32, `labels` (S, S) int32, `id`, `number`.
+
+    Args:
+        samples: The training images.
+        augmentation: Makes the crop.
+        percentiles: See `intensity_limits`.
+        seed: Of all randomness.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Annotation],
+        augmentation: Augmentation,
+        percentiles: tuple[float, float],
+        seed: int,
+    ) -> None:
+        self.samples = samples
+        self.augmentation = augmentation
+        self.percentiles = percentiles
+        self.seed = seed
+        self._limits: dict[int, Array] = {}
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, number))
+        index = int(rng.integers(len(self.samples)))
+        sample = self.samples[index]
+        image = sample.image()
+        if index not in self._limits:  # of the whole image, once a worker
+            self._limits[index] = intensity_limits(image, self.percentiles)
+        window = self.augmentation.window(image.shape[:2], rng)
+        crop = normalise(image[window], self._limits[index])
+        crop, labels = self.augmentation(
+            crop, local_labels(sample.labels()[window]), int(rng.integers(2**31))
+        )
+        return {
+            "image": to_tensor(crop),
+            "labels": torch.from_numpy(labels.astype(np.int32)),
+            "id": sample.id,
+            "number": number,
+        }
+
+
+class WholeImageDataset(Dataset[dict[str, Any]]):
+    """Annotated images at native size.
+
+    Items: `image` (3, H, W) float32, `labels` (H, W) int32, `id`, `repeat` (see `Share`).
+    """
+
+    def __init__(self, samples: Sequence[Annotation], percentiles: tuple[float, float]) -> None:
+        self.samples = samples
+        self.percentiles = percentiles
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: tuple[int, bool]) -> dict[str, Any]:
+        index, repeat = place
+        sample = self.samples[index]
+        image = sample.image()
+        return {
+            "image": to_tensor(normalise(image, intensity_limits(image, self.percentiles))),
+            "labels": torch.from_numpy(sample.labels().astype(np.int32)),
+            "id": sample.id,
+            "repeat": repeat,
+        }
+
+
+class FileDataset(Dataset[dict[str, Any]]):
+    """Image files to predict; one that cannot be read is an item with its `error`.
+
+    Items: `file` (relative name), `stem` (of its results), `repeat`, `note`, `error` (empty
+    where all is well), and without an error `image` (3, H, W) float32.
+    """
+
+    def __init__(self, base: Path, files: Sequence[str], percentiles: tuple[float, float]) -> None:
+        self.base = base
+        self.files = files
+        self.stems = output_stems(files)
+        self.percentiles = percentiles
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: tuple[int, bool]) -> dict[str, Any]:
+        index, repeat = place
+        name = self.files[index]
+        item: dict[str, Any] = {
+            "file": name,
+            "stem": self.stems[index],
+            "repeat": repeat,
+            "error": "",
+            "note": "",
+        }
+        try:
+            image = read_image(self.base / name, name)
+        except (InputError, OSError, MemoryError) as error:
+            return item | {"error": str(error) or type(error).__name__}
+        bad = int(image.size - np.isfinite(image).sum()) if image.dtype.kind == "f" else 0
+        if bad:
+            item["note"] = f"{bad} NaN or infinite values were left out"
+        limits = intensity_limits(image, self.percentiles)
+        return item | {"image": to_tensor(normalise(image, limits))}
+
+
+class EndlessSampler(Sampler[int]):
+    """The crop numbers of one epoch, going on where training stands.
+
+    The position is a function of the steps taken, not a state of its own: a run resumed in
+    mid-epoch sees the crops it would have seen.
+
+    Args:
+        crops: Crops of an epoch, over all processes.
+        position: Crops taken so far, over all processes.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, crops: int, position: Callable[[], int], rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.crops = crops
+        self.position = position
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.crops // self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.position() + self.rank
+        return iter(range(start, start + self.crops, self.world_size)[: len(self)])
+
+
+class Share(Sampler[tuple[int, bool]]):
+    """One process's share of a set of images, in order.
+
+    Every process gets equally many items, as its collective calls demand; what fills up the
+    last round is marked as a repeat, which is computed but neither counted nor written.
+    Lightning's own sampler pads without a mark (biased scores) or not at all (a process
+    without an image fails).
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size = size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return -(-self.size // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, bool]]:
+        for index in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield (index, False) if index < self.size else (0, True)
+
+
+def local_labels(labels: Array) -> Array:
+    """Labels of a crop as uint16, renumbered where they do not fit."""
+    if labels.dtype == np.uint16:
+        return labels
+    values, numbers = np.unique(labels, return_inverse=True)
+    start = 0 if values[0] == 0 else 1
+    return (numbers.reshape(labels.shape) + start).astype(np.uint16)
+
+
+def to_tensor(image: Array) -> torch.Tensor:
+    """(H, W, 3) as a contiguous (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

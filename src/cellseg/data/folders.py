@@ -1,0 +1,297 @@
+"""Which image has which masks: the layouts of training folders, and the files to predict."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from cellseg.data.images import SUFFIXES, is_image
+from cellseg.errors import InputError
+
+LAYOUTS = (
+    "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ with equal names, "
+    "or images beside their <name>_labels.tif or <name>_masks.*"
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An annotated image, as names in its `Tree`.
+
+    Attributes:
+        id: Unique below the root; in the Kaggle layout the image id.
+        image: The image's name.
+        masks: One mask a nucleus, or a single one that holds them all.
+        whole: Whether the single mask holds all nuclei (binary, or a label image).
+    """
+
+    id: str
+    image: str
+    masks: tuple[str, ...]
+    whole: bool
+
+
+class Tree:
+    """The files below a folder, by their relative POSIX names."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.names = sorted(walk(root))
+
+    def read(self, name: str) -> bytes:
+        """The content of one file."""
+        return (self.root / name).read_bytes()
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """A hash of the content of these files, in this order."""
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(hashlib.sha256(self.read(name)).digest())
+        return digest.hexdigest()
+
+
+class ZipTree(Tree):
+    """The files in a zip archive. It is read in place: nothing is ever extracted."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"{path}: not a readable zip archive ({error})") from error
+        self._entries = {e.filename: e for e in self._zip.infolist() if not e.is_dir()}
+        for name, entry in self._entries.items():
+            # No PNG or TIFF shrinks like this; a decompression bomb does.
+            if entry.file_size > 1000 * max(entry.compress_size, 1000):
+                raise InputError(f"{path}: {name} claims {entry.file_size:,} bytes; refused")
+        self.names = sorted(n for n in self._entries if not n.startswith("__MACOSX/"))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(name)
+        except (zipfile.BadZipFile, zipfile.zlib.error, OSError) as error:  # type: ignore[attr-defined]
+            raise InputError(f"{self.root}: {name} is damaged ({error})") from error
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """As for a folder, from the stored checksums, so that nothing is decompressed."""
+        facts = [(self._entries[name].CRC, self._entries[name].file_size) for name in names]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def open_tree(root: Path) -> Tree:
+    """The files of a data root: a folder, a zip, or a folder that holds just the zip.
+
+    Raises:
+        InputError: There is no such folder or archive.
+    """
+    if root.is_file() and zipfile.is_zipfile(root):
+        return ZipTree(root)
+    if not root.is_dir():
+        raise InputError(f"--data.root {root}: no such folder or zip archive")
+    tree = Tree(root)
+    archives = [name for name in tree.names if name.lower().endswith(".zip")]
+    if len(archives) == 1 and not any(is_image(name) for name in tree.names):
+        return ZipTree(root / archives[0])
+    return tree
+
+
+def find_samples(tree: Tree) -> tuple[list[Sample], list[str]]:
+    """The annotated images of a tree, sorted by id, and the names of images without a mask.
+
+    Raises:
+        InputError: No layout fits, or an image that must have a mask has none.
+    """
+    images = [name for name in tree.names if is_image(name)]
+    folders: dict[PurePosixPath, list[str]] = defaultdict(list)
+    for name in images:
+        folders[PurePosixPath(name).parent].append(name)
+    samples: list[Sample] = []
+    missing: list[str] = []
+    for folder, names in folders.items():
+        if folder.name == "masks" and folder.parent / "images" in folders:
+            continue
+        if folder.name == "images":
+            masks = folders.get(folder.parent / "masks", [])
+            samples += _paired(folder.parent, names, masks, missing)
+        else:
+            samples += _flat(names, missing)
+    if not samples:
+        raise InputError(f"--data.root {tree.root}: no annotated image found; looked for {LAYOUTS}")
+    by_id: dict[str, Sample] = {}
+    for sample in samples:
+        other = by_id.setdefault(sample.id, sample)
+        if other is not sample:
+            raise InputError(f"{tree.root}: {other.image} and {sample.image} are both '{sample.id}'")
+    return [by_id[key] for key in sorted(by_id)], missing
+
+
+def _paired(
+    parent: PurePosixPath, images: list[str], masks: list[str], missing: list[str]
+) -> Iterator[Sample]:
+    stems = _by_stem(masks)
+    if len(images) == 1 and masks and PurePosixPath(images[0]).stem not in stems:
+        # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
+        yield Sample(parent.name, images[0], tuple(masks), whole=False)
+        return
+    for name in images:
+        path = PurePosixPath(name)
+        own = stems.get(path.stem, [])
+        if len(own) > 1:
+            raise InputError(f"{name}: has several masks: {', '.join(own)}")
+        if own:
+            yield Sample(str(parent / path.stem), name, (own[0],), whole=True)
+        else:
+            missing.append(name)
+
+
+def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
+    stems = _by_stem(names)
+    annotations = {
+        name: suffix
+        for name in names
+        for suffix in ("_labels", "_masks")
+        if PurePosixPath(name).stem.endswith(suffix)
+    }
+    for name in names:
+        path = PurePosixPath(name)
+        if name in annotations or path.stem.endswith("_overlay"):
+            continue
+        # `predict` names its labels after the whole file where two files share a stem.
+        own = [
+            mask
+            for stem in (path.stem, path.name)
+            for suffix in ("_labels", "_masks")
+            for mask in stems.get(stem + suffix, [])
+        ]
+        if len(own) > 1:
+            raise InputError(f"{name}: has several masks: {', '.join(own)}")
+        if own:
+            yield Sample(str(path.with_suffix("")), name, (own[0],), whole=True)
+        else:
+            missing.append(name)
+
+
+def _by_stem(names: list[str]) -> dict[str, list[str]]:
+    stems: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        stems[PurePosixPath(name).stem].append(name)
+    return stems
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Relative POSIX names of all files below a folder, through links, each folder once."""
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def files_to_predict(
+    source: Path, include: Sequence[str], exclude: Sequence[str], output: Path | None = None
+) -> tuple[Path, list[str]]:
+    """The images that `predict` tries.
+
+    Args:
+        source: A folder (searched with all below it), an image, or a text file that names
+            an image a line, absolute or relative to the text file.
+        include: Shell patterns for relative paths or names; none means all.
+        exclude: The same for what to leave out.
+        output: Where results go; what lies below it is not input.
+
+    Returns:
+        The folder that all names are relative to, and the sorted POSIX names.
+
+    Raises:
+        InputError: There is no such path, or nothing to predict in it.
+    """
+    if source.is_dir():
+        base = source
+        names = [name for name in walk(source) if is_image(name)]
+        inside = output is not None and source.resolve() in output.resolve().parents
+        if inside and output is not None:
+            names = [n for n in names if output.resolve() not in (source / n).resolve().parents]
+    elif source.is_file() and source.suffix.lower() in SUFFIXES:
+        base, names = source.parent, [source.name]
+    elif source.is_file():
+        base, names = _listed(source)
+    else:
+        raise InputError(f"--data.predict_dir {source}: no such file or folder")
+    names = sorted(
+        name
+        for name in names
+        if (not include or _matches(name, include)) and not _matches(name, exclude)
+    )
+    names = [name for name in names if not is_own_output(base / name)]
+    if not names:
+        raise InputError(
+            f"--data.predict_dir {source}: no image found; looked for {', '.join(SUFFIXES)}"
+            + (f", including {', '.join(include)}" if include else "")
+            + (f", excluding {', '.join(exclude)}" if exclude else "")
+        )
+    return base, names
+
+
+def output_stems(names: Sequence[str]) -> list[str]:
+    """What the results of each file are called: its path without the last suffix.
+
+    Files of one folder that share a stem, ignoring case, keep their full names.
+    """
+    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    taken = Counter(stem.lower() for stem in short) + Counter(name.lower() for name in names)
+    return [
+        stem if taken[stem.lower()] == 1 else name
+        for stem, name in zip(short, names, strict=True)
+    ]
+
+
+def _listed(source: Path) -> tuple[Path, list[str]]:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(
+            f"--data.predict_dir {source}: neither an image nor a text file with a path a line"
+        ) from error
+    paths = [os.path.abspath(source.parent / line.strip()) for line in lines if line.strip()]
+    if not paths:
+        raise InputError(f"--data.predict_dir {source}: the file names no image")
+    base = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    return base, sorted({Path(path).relative_to(base).as_posix() for path in paths})
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, p) or fnmatch(PurePosixPath(name).name, p) for p in patterns)
+
+
+def is_own_output(path: Path) -> bool:
+    """Whether a file is a label image or overlay that `predict` wrote, by its software tag.
+
+    Only files named like one are opened.
+    """
+    from cellseg.data.images import SOFTWARE
+
+    if not path.stem.endswith(("_labels", "_overlay")):
+        return False
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                return tiff.pages.first.software.startswith(SOFTWARE)
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            return str(picture.info.get("Software", "")).startswith(SOFTWARE)
+    except Exception:  # damaged, so not ours: it gets its error row as any other file
+        return False

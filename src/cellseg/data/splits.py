@@ -1,0 +1,166 @@
+"""Train, validation and test, with each field of view on one side only."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from cellseg.errors import InputError
+
+SIDES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which sample is on which side.
+
+    Attributes:
+        name: What made it, for people.
+        sides: Sample ids of `train`, `val` and `test`.
+        left_out: Ids that are on no side.
+    """
+
+    name: str
+    sides: Mapping[str, list[str]]
+    left_out: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{side} {len(self.sides[side])}" for side in SIDES)
+        return f"{counts} ({self.name})"
+
+
+def dsb2018() -> dict[str, dict[str, str]]:
+    """The project's split of the 2018 Data Science Bowl images: one row an image id."""
+    table = files("cellseg.data") / "dsb2018.csv"
+    with table.open(encoding="utf-8", newline="") as lines:
+        return {row["image_id"]: row for row in csv.DictReader(lines)}
+
+
+def make_split(
+    ids: Sequence[str],
+    split: str = "auto",
+    groups: str | None = None,
+    folds: int = 0,
+    fold: int = 0,
+    seed: int = 0,
+) -> Split:
+    """Divide samples into train, validation and test.
+
+    Args:
+        ids: All sample ids.
+        split: `auto` takes the project's split of DSB2018 where one id is in it and `random`
+            otherwise; else a CSV with the columns `image_id` and `split`.
+        groups: What must stay on one side: a CSV with the columns `image_id` and `group`, or
+            a regular expression on the id (its first group, or the whole match).
+        folds: k-fold instead of 80/10/10: fold `fold` is the test side, the next one the
+            validation side.
+        fold: Which fold, from 0.
+        seed: Of the random division.
+
+    Raises:
+        InputError: Train or validation would be empty, or an argument makes no sense.
+    """
+    if len(ids) < 2:
+        raise InputError(
+            f"{len(ids)} annotated image is too few to split into training and validation; "
+            "annotate a second one"
+        )
+    if split == "auto" and not (groups or folds):
+        listed = dsb2018()
+        if any(sample in listed for sample in ids):
+            named = {sample: row["split"] for sample, row in listed.items()}
+            return _from_table(ids, named, "the project's split of DSB2018, by field of view")
+    if split in ("auto", "random"):
+        return _random(ids, _group_of(ids, groups), folds, fold, seed)
+    return _from_table(ids, _read_column(Path(split), "split", "--data.split"), split)
+
+
+def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Split:
+    sides: dict[str, list[str]] = {side: [] for side in SIDES}
+    left_out = []
+    for sample in ids:
+        side = table.get(sample)
+        if side is None:
+            left_out.append(sample)
+        elif side not in sides:
+            raise InputError(f"{name}: '{side}' of {sample} is none of {', '.join(SIDES)}")
+        else:
+            sides[side].append(sample)
+    return Split(name, sides, left_out)
+
+
+def _read_column(path: Path, column: str, flag: str) -> dict[str, str]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return {row["image_id"]: row[column] for row in csv.DictReader(lines)}
+    except OSError as error:
+        raise InputError(f"{flag} {path}: {error.strerror or error}") from error
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{flag} {path}: must be a CSV with the columns image_id and {column}"
+        ) from error
+
+
+def _group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
+    if groups is None:
+        return {sample: sample for sample in ids}
+    if groups.lower().endswith(".csv"):
+        table = _read_column(Path(groups), "group", "--data.groups")
+        return {sample: table.get(sample, sample) for sample in ids}
+    try:
+        pattern = re.compile(groups)
+    except re.error as error:
+        raise InputError(
+            f"--data.groups {groups}: neither a .csv nor a regular expression ({error})"
+        ) from error
+    matches = {sample: pattern.search(sample) for sample in ids}
+    return {
+        sample: (match[1] if pattern.groups else match[0]) if match else sample
+        for sample, match in matches.items()
+    }
+
+
+def _random(
+    ids: Sequence[str], group_of: Mapping[str, str], folds: int, fold: int, seed: int
+) -> Split:
+    members: dict[str, list[str]] = defaultdict(list)
+    for sample in ids:
+        members[group_of[sample]].append(sample)
+    order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
+    if folds:
+        if not 3 <= folds <= len(order) or not 0 <= fold < folds:
+            raise InputError(
+                f"--data.folds {folds} --data.fold {fold}: needs 3 to {len(order)} folds (the "
+                "number of groups), and a fold below that"
+            )
+        side_of = {group: (i - fold) % folds for i, group in enumerate(order)}
+        sides_of = {0: "test", 1: "val"}
+        chosen = {group: sides_of.get(place, "train") for group, place in side_of.items()}
+        name = f"fold {fold} of {folds}, seed {seed}"
+    else:
+        if len(order) < 2:
+            raise InputError(
+                f"--data.groups: all {len(ids)} images are in one group, so nothing is left "
+                "to validate on"
+            )
+        chosen = dict.fromkeys(order, "train")
+        tenth = len(ids) / 10
+        queue = iter(order[:-1])  # at least one group remains to train on
+        for side, size in (("val", max(1, round(tenth))), ("test", round(tenth))):
+            taken = 0
+            while taken < size and (group := next(queue, None)) is not None:
+                chosen[group] = side
+                taken += len(members[group])
+        name = f"random 80/10/10 by group, seed {seed}"
+    sides = {
+        side: sorted(s for group, at in chosen.items() if at == side for s in members[group])
+        for side in SIDES
+    }
+    return Split(name, sides)

@@ -1,0 +1,1 @@
+"""The network and its loss: pure torch, no files and no Lightning."""

@@ -1,0 +1,127 @@
+"""The LightningModule: the network, its loss, its metrics and its optimiser joined."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from cellseg.instances import decode
+from cellseg.metrics import ForegroundScores
+from cellseg.nn.losses import DiceBCELoss
+from cellseg.nn.unet import UNet
+
+
+class SegmentationTask(pl.LightningModule):
+    """Learns to tell nuclei from background with a U-Net.
+
+    Args:
+        base_channels: Channels of the U-Net's first module; 64 is the paper's width, 16 is
+            fast without a GPU.
+        depth: Number of poolings of the U-Net; 4 is the paper's.
+        dice_weight: Weight of the Dice loss.
+        bce_weight: Weight of the binary cross-entropy.
+        lr: Highest learning rate of AdamW.
+        weight_decay: Of AdamW.
+        warmup_steps: Steps over which the learning rate rises from 0. It then falls to 0
+            along a cosine until the last step.
+    """
+
+    def __init__(
+        self,
+        base_channels: int = 64,
+        depth: int = 4,
+        dice_weight: float = 1.0,
+        bce_weight: float = 1.0,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = UNet(base_channels=base_channels, depth=depth)
+        # Faster on CPUs and on tensor cores, and the same to the last caller.
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss = DiceBCELoss(dice_weight, bce_weight)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.eval_loss = MeanMetric()
+        self.eval_scores = ForegroundScores()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (N, 1, H, W) of normalised images (N, 3, H, W)."""
+        logits: Tensor = self.net(image.contiguous(memory_format=torch.channels_last))
+        return logits
+
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        loss, _, _ = self._step(batch)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["image"]))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any]) -> Tensor | None:
+        return self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Any]) -> Tensor | None:
+        return self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Labels of one file: `labels` (H, W), or nothing where it could not be read."""
+        if batch["error"]:
+            return {}
+        probs = self(batch["image"])[0, 0].float().sigmoid()
+        return {"labels": decode(probs.cpu().numpy())}
+
+    def configure_optimizers(self) -> Any:
+        # Biases and batch normalisation are not decayed: shrinking them does not regularise.
+        decayed = [p for p in self.parameters() if p.ndim > 1]
+        kept = [p for p in self.parameters() if p.ndim <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed}, {"params": kept, "weight_decay": 0.0}],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, steps)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def _step(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        target = (batch["labels"] > 0).unsqueeze(1).float()
+        logits = self(batch["image"])
+        return self.loss(logits, target), logits, target
+
+    def _evaluate(self, batch: dict[str, Any]) -> Tensor | None:
+        loss, logits, target = self._step(batch)
+        if batch["repeat"].any():  # it belongs to another process, see `dataset.Share`
+            return None
+        self.eval_loss.update(loss)
+        self.eval_scores.update(logits, target)
+        return logits
+
+    def _log_scores(self, stage: str) -> None:
+        # Metrics sum over the processes themselves, also those that had no image.
+        scores = {"loss": self.eval_loss.compute(), **self.eval_scores.compute()}
+        for name, score in scores.items():
+            self.log(f"{stage}/{name}", score, prog_bar=stage == "val" and name == "dice")
+        self.eval_loss.reset()
+        self.eval_scores.reset()
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor of the learning rate: linear from 0 to 1, then half a cosine down to 0."""
+    warmup = min(warmup, total // 2)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
