@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import logging
 import re
 import sys
 from argparse import ArgumentError
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, checkpoint
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
@@ -45,9 +44,10 @@ DESCRIPTIONS = {
 }
 
 
-def run(args: Sequence[str], model_class: type[LightningModule] | None, allow: Iterable[str]) -> int:
+def run(
+    args: Sequence[str], model_class: type[LightningModule] | None, allow: Iterable[str]
+) -> int:
     """Parse and carry out one command; see `cli.main`."""
-    _set_up_logging()
     try:
         return Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
     except SIGTERMException:
@@ -143,7 +143,9 @@ class Application(LightningCLI):
         self.stored = checkpoint.read(self.ckpt_path)
         for key in (*checkpoint.ARCHITECTURE, *checkpoint.NORMALISATION):
             asked, stored = flags.get(key), self.stored.settings[key]
-            if asked is not None and asked != (tuple(stored) if isinstance(asked, tuple) else stored):
+            if asked is not None and asked != (
+                tuple(stored) if isinstance(asked, tuple) else stored
+            ):
                 raise InputError(
                     f"--{key} {_plain(asked)} contradicts {self.ckpt_path}, which was trained "
                     f"with {_plain(stored)}; leave the flag out"
@@ -155,7 +157,9 @@ class Application(LightningCLI):
     def _explain(self, message: str, args: Sequence[str]) -> str:
         """An error of the parser with the nearest right word."""
         command = next((arg for arg in args if arg in DESCRIPTIONS), None)
-        unknown = re.search(r"unrecognized arguments: (\S+)|[Kk]ey '([\w.]+)' is not expected", message)
+        unknown = re.search(
+            r"unrecognized arguments: (\S+)|[Kk]ey '([\w.]+)' is not expected", message
+        )
         if unknown and unknown[1] and not unknown[1].startswith("-"):
             flag = "--data.predict_dir" if command == "predict" else "--data.root"
             return f"{unknown[1]}: what is it? Did you mean {flag} {unknown[1]}?"
@@ -198,7 +202,9 @@ class Application(LightningCLI):
         if source is None:
             raise InputError("predict needs images: --data.predict_dir PATH")
         if writer.dir is None:
-            writer.dir = source.parent / f"{source.stem if source.is_file() else source.name}_cellseg"
+            writer.dir = (
+                source.parent / f"{source.stem if source.is_file() else source.name}_cellseg"
+            )
         self.datamodule.output_dir = writer.dir
         writer.run = {
             "command": ["cellseg", *sys.argv[1:]],
@@ -265,14 +271,3 @@ def _bracket_lists(args: list[str]) -> list[str]:
             value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
         done.append(flag + equals + value)
     return done
-
-
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("cellseg")
-    log.handlers[:] = [handler]
-    log.propagate = False
-    log.setLevel(logging.INFO if rank_zero_only.rank in (0, None) else logging.ERROR)
-    # Which devices there are not, and tips.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

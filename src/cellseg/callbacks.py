@@ -109,14 +109,10 @@ class Dashboard(pl.Callback):
         batch_idx: int,
     ) -> None:
         self._images_seen += len(batch["image"]) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 or trainer.is_last_batch:
-            seconds = max(time.monotonic() - self._since, 1e-9)
-            pl_module.log("train/images_per_second", self._images_seen / seconds)
-            self._since, self._images_seen = time.monotonic(), 0
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        pl_module.log("train/images_per_second", self._images_seen / seconds)
 
-    def on_validation_epoch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._histogram = torch.zeros(2, self.THRESHOLDS, dtype=torch.float64)
         self._panel: list[Tensor] = []
 
@@ -133,16 +129,14 @@ class Dashboard(pl.Callback):
             return
         probs, target = outputs.float().sigmoid(), (batch["labels"] > 0).unsqueeze(1)
         for row, value in enumerate((target, ~target)):
-            self._histogram[row] += torch.histc(
-                probs[value], self.THRESHOLDS, min=0, max=1
-            ).cpu().double()
+            self._histogram[row] += (
+                torch.histc(probs[value], self.THRESHOLDS, min=0, max=1).cpu().double()
+            )
         if len(self._panel) < self.images and self._is_panel_epoch(trainer):
             self._panel.append(panel_row(batch["image"][0], target[0, 0], probs[0, 0], self.side))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        histogram = trainer.strategy.reduce(
-            self._histogram.to(pl_module.device), reduce_op="sum"
-        )
+        histogram = trainer.strategy.reduce(self._histogram.to(pl_module.device), reduce_op="sum")
         writer = _writer(trainer)
         if writer is None or trainer.sanity_checking:
             return
@@ -157,7 +151,9 @@ class Dashboard(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if not trainer.sanity_checking and scores.get("val/dice", 0) >= self._best.get("val/dice", 0):
+        if not trainer.sanity_checking and scores.get("val/dice", 0) >= self._best.get(
+            "val/dice", 0
+        ):
             self._best = scores
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -37,7 +37,9 @@ def main(
         return 0
     if int(os.environ.get("LOCAL_RANK", 0)) == 0 and "--print_config" not in args:
         # At once: the imports that follow take seconds.
-        print(f"cellseg {__version__}: {' '.join(args[:1]) or 'help'} …", file=sys.stderr, flush=True)
+        print(
+            f"cellseg {__version__}: {' '.join(args[:1]) or 'help'} …", file=sys.stderr, flush=True
+        )
     try:
         from cellseg.application import run
 

@@ -20,5 +20,5 @@ def decode(probs: NDArray[Any], threshold: float = 0.5) -> NDArray[Any]:
     """
     from skimage.measure import label
 
-    labels = label(probs > threshold)
+    labels: NDArray[Any] = label(probs > threshold)
     return labels.astype(np.uint16 if labels.max() <= 65535 else np.uint32)

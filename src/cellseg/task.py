@@ -86,8 +86,9 @@ class SegmentationTask(pl.LightningModule):
         # Biases and batch normalisation are not decayed: shrinking them does not regularise.
         decayed = [p for p in self.parameters() if p.ndim > 1]
         kept = [p for p in self.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed}, {"params": kept, "weight_decay": 0.0}],
+            groups,
             lr=self.lr,
             weight_decay=self.weight_decay,
         )

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from cellseg.data.cache import Annotated, default_cache_dir, prepare
+from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import (
     Annotation,
     CropDataset,
@@ -157,9 +157,7 @@ class NucleiDataModule(pl.LightningDataModule):
         return {"split": self._split_to_save}
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = CropDataset(
-            self.sides["train"], self.augmentation, self.percentiles, self.seed
-        )
+        dataset = CropDataset(self.sides["train"], self.augmentation, self.percentiles, self.seed)
         sampler = EndlessSampler(self.crops_per_epoch, self._crops_taken, *self._place())
         return ResumableLoader(
             dataset,
@@ -183,7 +181,6 @@ class NucleiDataModule(pl.LightningDataModule):
             dataset,
             batch_size=None,
             sampler=Share(len(dataset), *self._place()),
-            collate_fn=_batch_of_one,
             num_workers=self.num_workers,
             pin_memory=self._on_gpu(),
         )
@@ -295,10 +292,6 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def _batch_of_one(item: dict[str, Any]) -> dict[str, Any]:
-    return {**item, "image": item["image"][None]} if "image" in item else item
 
 
 def few(names: Sequence[str], most: int = 5) -> str:

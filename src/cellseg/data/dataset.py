@@ -103,7 +103,7 @@ class FileDataset(Dataset[dict[str, Any]]):
     """Image files to predict; one that cannot be read is an item with its `error`.
 
     Items: `file` (relative name), `stem` (of its results), `repeat`, `note`, `error` (empty
-    where all is well), and without an error `image` (3, H, W) float32.
+    where all is well), and without an error `image` (1, 3, H, W) float32.
     """
 
     def __init__(self, base: Path, files: Sequence[str], percentiles: tuple[float, float]) -> None:
@@ -133,7 +133,7 @@ class FileDataset(Dataset[dict[str, Any]]):
         if bad:
             item["note"] = f"{bad} NaN or infinite values were left out"
         limits = intensity_limits(image, self.percentiles)
-        return item | {"image": to_tensor(normalise(image, limits))}
+        return item | {"image": to_tensor(normalise(image, limits))[None]}
 
 
 class EndlessSampler(Sampler[int]):

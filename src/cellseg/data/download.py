@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cellseg.data.folders import ZipTree, find_samples
+from cellseg.data.folders import DAMAGE, ZipTree, find_samples
 from cellseg.data.splits import dsb2018
 from cellseg.errors import InputError
 
@@ -102,8 +101,7 @@ def _flaw(archive: Path) -> str:
                 return f"{damaged} in it is damaged"
     except InputError as error:
         return str(error).removeprefix(f"{archive}: ")  # a draft's name means nothing to people
-    except (OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
-        # Neither `zipfile` nor the decompressors keep to BadZipFile.
+    except DAMAGE as error:
         return f"a damaged zip archive ({error!r})"
     ids: set[str] = set()
     with suppress(InputError):

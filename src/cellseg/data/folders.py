@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from cellseg.data.images import SUFFIXES, is_image
+from cellseg.data.images import SOFTWARE, SUFFIXES, is_image
 from cellseg.errors import InputError
 
 LAYOUTS = (
     "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ with equal names, "
     "or images beside their <name>_labels.tif or <name>_masks.*"
 )
+# What `zipfile` and its decompressors raise for damage, encryption and unknown methods.
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ZipTree(Tree):
         self.root = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except DAMAGE as error:
             raise InputError(f"{path}: not a readable zip archive ({error})") from error
         self._entries = {e.filename: e for e in self._zip.infolist() if not e.is_dir()}
         for name, entry in self._entries.items():
@@ -75,7 +78,7 @@ class ZipTree(Tree):
     def read(self, name: str) -> bytes:
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, zipfile.zlib.error, OSError) as error:  # type: ignore[attr-defined]
+        except DAMAGE as error:
             raise InputError(f"{self.root}: {name} is damaged ({error})") from error
 
     def fingerprint(self, names: Sequence[str]) -> str:
@@ -127,7 +130,9 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str]]:
     for sample in samples:
         other = by_id.setdefault(sample.id, sample)
         if other is not sample:
-            raise InputError(f"{tree.root}: {other.image} and {sample.image} are both '{sample.id}'")
+            raise InputError(
+                f"{tree.root}: {other.image} and {sample.image} are both '{sample.id}'"
+            )
     return [by_id[key] for key in sorted(by_id)], missing
 
 
@@ -251,8 +256,7 @@ def output_stems(names: Sequence[str]) -> list[str]:
     short = [str(PurePosixPath(name).with_suffix("")) for name in names]
     taken = Counter(stem.lower() for stem in short) + Counter(name.lower() for name in names)
     return [
-        stem if taken[stem.lower()] == 1 else name
-        for stem, name in zip(short, names, strict=True)
+        stem if taken[stem.lower()] == 1 else name for stem, name in zip(short, names, strict=True)
     ]
 
 
@@ -279,8 +283,6 @@ def is_own_output(path: Path) -> bool:
 
     Only files named like one are opened.
     """
-    from cellseg.data.images import SOFTWARE
-
     if not path.stem.endswith(("_labels", "_overlay")):
         return False
     try:

@@ -85,7 +85,7 @@ def read_pixels(source: Path | bytes, name: str = "") -> Array:
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             pixels = _read_tiff(data, name)
         else:
-            pixels = _read_other(data)
+            pixels = _read_other(data, name)
     except InputError:
         raise
     except Exception as error:  # each decoder has exceptions of its own for damage
@@ -134,7 +134,7 @@ def _inverted(pixels: Array) -> Array:
     return np.subtract(top, pixels, dtype=pixels.dtype)
 
 
-def _read_other(data: bytes) -> Array:
+def _read_other(data: bytes, name: str) -> Array:
     if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16:
         # Pillow reads 16-bit RGB as 8-bit.
         import imagecodecs
@@ -143,11 +143,12 @@ def _read_other(data: bytes) -> Array:
     from PIL import Image
 
     with Image.open(BytesIO(data)) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            raise InputError(f"holds {picture.n_frames} frames; save the one to segment")
-        if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "PA"):
-            picture = picture.convert("RGB")
-        return np.asarray(picture)
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise InputError(f"{name}: holds {frames} frames; save the one to segment")
+        if picture.mode in ("1", "L", "LA", "RGB", "RGBA") or picture.mode[0] in "IF":
+            return np.asarray(picture)
+        return np.asarray(picture.convert("RGB"))
 
 
 def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
@@ -186,7 +187,7 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
         (H, W, C) float32 in [0, 1]; NaN becomes 0.
     """
     low, high = (float(limit) for limit in limits)
-    floor = 1e-3 * max(abs(low), abs(high), np.finfo(np.float32).tiny)
+    floor = 1e-3 * max(abs(low), abs(high), 1e-30)
     if image.dtype.kind in "ui":
         floor = max(floor, 1.0)
     scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, floor))

@@ -38,9 +38,8 @@ class Split:
 
 def dsb2018() -> dict[str, dict[str, str]]:
     """The project's split of the 2018 Data Science Bowl images: one row an image id."""
-    table = files("cellseg.data") / "dsb2018.csv"
-    with table.open(encoding="utf-8", newline="") as lines:
-        return {row["image_id"]: row for row in csv.DictReader(lines)}
+    table = (files("cellseg.data") / "dsb2018.csv").read_text(encoding="utf-8")
+    return {row["image_id"]: row for row in csv.DictReader(table.splitlines())}
 
 
 def make_split(

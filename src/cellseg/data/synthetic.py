@@ -6,6 +6,8 @@ a toy: good to try and test the program and to watch a network learn, not to tra
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from scipy.ndimage import fourier_gaussian, gaussian_filter
 from scipy.special import expit
 from skimage.color import rgb_from_hed
 from skimage.measure import label
+
+from cellseg.data.cache import pixel_digest
 
 LOOKS = ("fluorescence", "histology")
 
@@ -168,3 +172,33 @@ def _noise(rng: np.random.Generator, size: int, sigma: float) -> Floats:
     spectrum = rfft2(rng.standard_normal((size, size)))
     smooth: Floats = irfft2(fourier_gaussian(spectrum, sigma, n=size), (size, size))
     return np.asarray((smooth - smooth.mean()) / smooth.std())
+
+
+class Generated:
+    """A generated image as a training set's `dataset.Annotation`, drawn once when first used.
+
+    Args:
+        number: See `generate`.
+        seed: See `generate`.
+        size: See `generate`.
+    """
+
+    def __init__(self, number: int, seed: int = 0, size: int = 256) -> None:
+        self.id = f"generated-{number:04d}"
+        self._recipe = (number, seed, size)
+
+    @cached_property
+    def _drawn(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        return generate(*self._recipe)
+
+    def image(self) -> NDArray[np.uint8]:
+        """(size, size, 3)."""
+        return self._drawn[0]
+
+    def labels(self) -> NDArray[np.uint16]:
+        """(size, size), 0 is the background."""
+        return self._drawn[1]
+
+    def digest(self) -> str:
+        """As for any image, by its pixels."""
+        return pixel_digest(self.image())
