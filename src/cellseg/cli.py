@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from argparse import ArgumentError
@@ -13,6 +14,8 @@ from cellseg.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
+
+log = logging.getLogger("cellseg")
 
 
 def main(
@@ -35,11 +38,9 @@ def main(
     if args == ["--version"]:
         print(__version__)
         return 0
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and "--print_config" not in args:
-        # At once: the imports that follow take seconds.
-        print(
-            f"cellseg {__version__}: {' '.join(args[:1]) or 'help'} …", file=sys.stderr, flush=True
-        )
+    _set_up_logging()
+    # At once: the imports that follow take seconds.
+    log.info("cellseg %s: %s …", __version__, args[0] if args else "help")
     try:
         from cellseg.application import run
 
@@ -53,3 +54,15 @@ def main(
 def _say(error: Exception, code: int) -> int:
     print(f"cellseg: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
+
+
+def _set_up_logging() -> None:
+    """Messages go to the error stream, from the first of several processes only."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    ranks = {os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID")}
+    log.setLevel(logging.INFO if ranks == {"0"} else logging.ERROR)
+    # Lightning's lines on the devices that there are not, and its tips.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
