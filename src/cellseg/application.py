@@ -7,15 +7,15 @@ import hashlib
 import json
 import re
 import sys
-from argparse import ArgumentError
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -56,6 +56,10 @@ def run(
         raise InputError(str(error)) from error
 
 
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of the examples as they are."""
+
+
 class Application(LightningCLI):
     """`cellseg` as a LightningCLI; making one runs the command.
 
@@ -70,7 +74,7 @@ class Application(LightningCLI):
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         self.exit_code = 0
         self.stored: checkpoint.Stored | None = None
-        options: dict[str, Any] = {"exit_on_error": False}
+        options: dict[str, Any] = {"exit_on_error": False, "formatter_class": HelpFormatter}
         super().__init__(
             model_class,
             NucleiDataModule,
@@ -79,15 +83,21 @@ class Application(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "default_root_dir": "runs",
+                "max_epochs": 30,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 1,
                 "use_distributed_sampler": False,  # `dataset.Share` divides the images
             },
             parser_kwargs={
                 **options,
+                "version": __version__,
                 "description": _describe("Find cell nuclei in microscope images.", *EXAMPLES),
                 **{
-                    command: {**options, "description": _describe(text, command)}
+                    command: {
+                        **options,
+                        "usage": f"cellseg {command} [--config FILE] [--GROUP.NAME VALUE] ...",
+                        "description": _describe(text, command),
+                    }
                     for command, text in DESCRIPTIONS.items()
                 },
             },
@@ -100,6 +110,21 @@ class Application(LightningCLI):
         """The four commands, with the arguments of the trainer's methods that are not flags."""
         skipped = {"weights_only", "return_predictions", "verbose"}
         return {name: skip | skipped for name, skip in LightningCLI.subcommands().items()}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        self._subcommand_parsers = {}
+        commands = parser.add_subcommands()
+        for name, text in DESCRIPTIONS.items():
+            subparser = self._prepare_subcommand_parser(Trainer, name, **kwargs[name])
+            self._subcommand_parsers[name] = subparser
+            commands.add_subcommand(name, subparser, help=text)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The groups in the order in which people look for them."""
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items()})
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
@@ -230,7 +255,7 @@ class Application(LightningCLI):
 
 
 def _describe(text: str, *commands: str) -> str:
-    return "\n".join([*(f"  {EXAMPLES[command]}" for command in commands), "", text])
+    return "\n".join([text, "", *(f"  {EXAMPLES[command]}" for command in commands)])
 
 
 def _plain(value: Any) -> str:

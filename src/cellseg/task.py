@@ -98,6 +98,16 @@ class SegmentationTask(pl.LightningModule):
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the learning rate and weight decay of this run win over the stored ones."""
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                group["lr"] *= self.lr / group["initial_lr"]
+                group["initial_lr"] = self.lr
+                group["weight_decay"] = self.weight_decay if group["weight_decay"] else 0.0
+        for state in checkpoint.get("lr_schedulers", []):
+            state["base_lrs"] = [self.lr for _ in state["base_lrs"]]
+
     def _step(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         target = (batch["labels"] > 0).unsqueeze(1).float()
         logits = self(batch["image"])
