@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -17,6 +18,7 @@ from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, checkpoint
@@ -29,6 +31,16 @@ from cellseg.task import SegmentationTask
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
 STOPPED_BY_SIGTERM = 143
+# Warnings of Lightning's that are of no use to whom they reach.
+QUIET = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own use of torch
+    "Be aware that when using `ckpt_path`, callbacks",  # prediction needs no early stopping
+    "The dirpath has changed",  # a run that starts from one elsewhere has a best of its own
+    "Couldn't infer the batch indices",  # a batch is a file and carries its name
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    "Precision .* is not supported by the model summary",
+    "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
+)
 
 EXAMPLES = {
     "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
@@ -74,7 +86,11 @@ class Application(LightningCLI):
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         self.exit_code = 0
         self.stored: checkpoint.Stored | None = None
-        options: dict[str, Any] = {"exit_on_error": False, "formatter_class": HelpFormatter}
+        options: dict[str, Any] = {
+            "exit_on_error": False,
+            "formatter_class": HelpFormatter,
+            "allow_abbrev": False,  # a shortened flag is a typo
+        }
         super().__init__(
             model_class,
             NucleiDataModule,
@@ -181,26 +197,27 @@ class Application(LightningCLI):
 
     def _explain(self, message: str, args: Sequence[str]) -> str:
         """An error of the parser with the nearest right word."""
-        command = next((arg for arg in args if arg in DESCRIPTIONS), None)
-        unknown = re.search(
-            r"unrecognized arguments: (\S+)|[Kk]ey '([\w.]+)' is not expected", message
-        )
-        if unknown and unknown[1] and not unknown[1].startswith("-"):
-            flag = "--data.predict_dir" if command == "predict" else "--data.root"
-            return f"{unknown[1]}: what is it? Did you mean {flag} {unknown[1]}?"
         if choice := re.search(r"invalid choice: '(\S+)'", message):
             near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
             better = near[0] if near else f"predict --data.predict_dir {choice[1]}"
             return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
-        if unknown and command:
-            key = (unknown[1] or unknown[2]).lstrip("-").split("=")[0]
-            known = [action.dest for action in self._parser(command)._actions]
-            near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"{key}: no such setting of {command}{hint}"
-        return message
+        command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
+        unknown = re.search(r"unrecognized arguments: (\S+)|not accept option '(\S+)'", message)
+        if not unknown:
+            return message
+        word = unknown[1] or unknown[2]
+        if unknown[1] and not word.startswith("-"):
+            flag = "--data.predict_dir" if command == "predict" else "--data.root"
+            return f"{word}: a value without a name. Did you mean {flag} {word}?"
+        key = word.lstrip("-").split("=")[0]
+        known = [action.dest for action in self._parser(command)._actions]
+        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}: no such setting of {command}{hint}"
 
     def before_instantiate_classes(self) -> None:
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
         settings = self.config[self.subcommand]
         # The config of a run is part of its log; without a log there is nowhere to keep it.
         keep = self.subcommand == "fit" and settings.trainer.logger
@@ -211,6 +228,17 @@ class Application(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:  # a class refuses its arguments
             raise InputError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config[self.subcommand].trainer
+        if self.subcommand == "fit" and self.stored is not None and settings.logger is True:
+            # A resumed run goes on in its folder, or it would forget which checkpoint was best.
+            log_dir = self.ckpt_path.absolute().parents[1]
+            if log_dir.parent == Path(settings.default_root_dir).absolute() / "lightning_logs":
+                kwargs["logger"] = TensorBoardLogger(
+                    settings.default_root_dir, version=log_dir.name
+                )
+        return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
@@ -236,7 +264,7 @@ class Application(LightningCLI):
             "version": __version__,
             "model": str(self.ckpt_path),
             "model_sha256": hashlib.sha256(self.ckpt_path.read_bytes()).hexdigest(),
-            "settings": self._config_text(),
+            "settings": json.loads(self._config_text(format="json")),
         }
 
     def after_predict(self) -> None:
@@ -249,9 +277,9 @@ class Application(LightningCLI):
         # Kept predictions would fill the memory.
         return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
 
-    def _config_text(self) -> str:
+    def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
-        return str(parser.dump(config, skip_none=False))
+        return str(parser.dump(config, skip_none=False, format=format))
 
 
 def _describe(text: str, *commands: str) -> str:

@@ -26,7 +26,7 @@ class SegmentationTask(pl.LightningModule):
         dice_weight: Weight of the Dice loss.
         bce_weight: Weight of the binary cross-entropy.
         lr: Highest learning rate of AdamW.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         warmup_steps: Steps over which the learning rate rises from 0. It then falls to 0
             along a cosine until the last step.
     """

@@ -140,7 +140,7 @@ class NucleiDataModule(pl.LightningDataModule):
         if stage == "predict":
             self._setup_predict()
         elif not self.sides:
-            self._setup_sides(stage)
+            self._setup_sides(TrainerFn(stage).value)
 
     def state_dict(self) -> dict[str, Any]:
         """The split in force, for the checkpoint: side to {pixel digest: id}.

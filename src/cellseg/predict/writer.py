@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg.predict.formats import write_csv, write_json, write_labels, write_overlay
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "file", "status", "height", "width", "nuclei", "median_area_px", "seconds", "message",
@@ -102,3 +105,8 @@ class PredictionWriter(BasePredictionWriter):
             "seconds": round(time.monotonic() - self._started, 3),
         }
         write_json(self.dir / "run.json", {**self.run, **totals})
+        log.info(
+            "%d images, %d errors, %d nuclei; see %s",
+            *(totals[key] for key in ("images", "errors", "nuclei")),
+            self.dir / "summary.csv",
+        )

@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cellseg import __version__
+from cellseg.application import EXAMPLES, _bracket_lists
+from cellseg.cli import main
+from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+Fails = Callable[..., str]
+
+
+def printed_config(capsys: pytest.CaptureFixture[str], *args: object) -> Any:
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main([*map(str, args), "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def stored(ckpt: Path) -> Any:
+    return torch.load(ckpt, weights_only=True)
+
+
+def test_version_is_printed_without_the_heavy_imports() -> None:
+    code = (
+        "import sys; from cellseg.cli import main; main(['--version']); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{__version__}\n"
+
+
+def test_first_line_comes_before_the_heavy_imports() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "cellseg", "predict", "--help"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    before = []
+    for line in process.stderr:
+        if line.startswith("cellseg "):
+            break
+        before.append(line)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert before
+    assert not any("torch" in line or "lightning" in line for line in before)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in EXAMPLES)])
+def test_help_at_every_level_starts_with_examples(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    for name in command or EXAMPLES:
+        assert text.index(EXAMPLES[name]) < text.index("options:")
+
+
+def test_every_flag_of_ours_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
+    from cellseg.application import Application
+
+    for name in EXAMPLES:
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        flags = [word for word in text.split() if word.startswith(("--data.", "--model."))]
+        assert len(flags) > 20
+        for flag in flags:
+            after = text.split(f" {flag} ", 1)[1].split(" (type:")[0]
+            assert len(after.split()) > 3, flag
+    assert Application.subcommands().keys() == EXAMPLES.keys()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = printed_config(capsys, "fit", "--config", config)
+    for group, values in yaml.safe_load(config.read_text()).items():
+        assert values.items() <= shown[group].items()
+
+
+def test_configs_overlay_each_other_and_flags_win(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["fit", "--config", "nuclei.yaml", "--config", "unet2015.yaml", "--data.batch_size", 3]
+    shown = printed_config(capsys, *args)
+    assert shown["model"]["base_channels"] == 64
+    assert shown["data"]["batch_size"] == 3
+    assert shown["trainer"]["gradient_clip_val"] == 1.0
+
+
+def test_packaged_config_is_found_by_name_only_where_no_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for form in (["--config", "nuclei.yaml"], ["--config=nuclei.yaml"]):
+        assert printed_config(capsys, "fit", *form)["model"]["base_channels"] == 16
+    Path("nuclei.yaml").write_text("model: {base_channels: 5}")
+    assert printed_config(capsys, "fit", "--config", "nuclei.yaml")["model"]["base_channels"] == 5
+
+
+def test_lists_are_given_with_commas() -> None:
+    args = ["--data.include", "*.png,b c.tif", "--data.percentiles=2,98", "--data.root", "a,b"]
+    assert _bracket_lists(args) == [
+        *("--data.include", '["*.png", "b c.tif"]', "--data.percentiles=[2,98]"),
+        *("--data.root", "a,b"),
+    ]
+
+
+def test_output_flags_exist_on_predict_only(fails: Fails) -> None:
+    for command in ("fit", "validate", "test"):
+        assert "output.dir" in fails(command, "--ckpt_path", "x", "--output.dir", "out")
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_without_a_checkpoint_nothing_runs_on_random_weights(command: str, fails: Fails) -> None:
+    assert "--ckpt_path" in fails(command, "--data.root", "x")
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["some/images"], "cellseg predict --data.predict_dir some/images"),
+        (["predict", "some/images"], "--data.predict_dir some/images"),
+        (["fit", "some/images"], "--data.root some/images"),
+        (["pedict"], "cellseg predict"),
+        (["fit", "--model.base_chanels", "8"], "model.base_channels"),
+        (["fit", "--trainer.max_epoch", "8"], "trainer.max_epochs"),
+    ],
+)
+def test_wrong_words_get_the_nearest_right_one(args: list[str], hint: str, fails: Fails) -> None:
+    assert f"id you mean {hint}?" in fails(*args)
+
+
+def test_fault_23_config_with_foreign_objects_unknown_keys_and_typos(
+    tmp_path: Path, fails: Fails
+) -> None:
+    config = tmp_path / "c.yaml"
+    target = tmp_path / "executed"
+    config.write_text(
+        "trainer: {callbacks: [{class_path: os.system, init_args: "
+        f"{{command: touch {target}}}}}]}}"
+    )
+    assert "os.system" in fails("fit", "--config", config)
+    assert not target.exists()
+    config.write_text("model: {base_chanels: 8}")
+    assert "did you mean model.base_channels" in fails("fit", "--config", config)
+    config.write_text("modell: {base_channels: 8}")
+    assert "modell" in fails("fit", "--config", config)
+    config.write_text("model: {base_channels: wide}")
+    assert "model.base_channels" in fails("fit", "--config", config)
+    assert "nowhere.yaml" in fails("fit", "--config", "nowhere.yaml")
+
+
+def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:
+    assert "base_channels=0" in fails("fit", "--model.base_channels", "0")
+    assert "dice_weight=0" in fails("fit", "--model.dice_weight", "0", "--model.bce_weight", "0")
+    assert "percentiles" in fails("fit", "--data.percentiles", "60,40")
+
+
+def test_fit_and_test_without_data_say_so(trained: Path, fails: Fails) -> None:
+    assert "--data.root" in fails("fit")
+    assert "--data.root" in fails("test", "--ckpt_path", find_checkpoint(trained))
+
+
+def test_own_classes_come_in_through_a_script(nuclei: Path, tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import sys\n"
+        "from lightning.pytorch import Callback\n"
+        "from cellseg.cli import main\n"
+        "from cellseg.task import SegmentationTask\n"
+        "class Mine(SegmentationTask):\n"
+        "    '''Mine.'''\n"
+        "    def on_fit_start(self): print('my task')\n"
+        "class Hello(Callback):\n"
+        "    def on_fit_start(self, trainer, pl_module): print('my callback')\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(main(model_class=Mine, allow=['__main__']))\n"
+    )
+    (tmp_path / "c.yaml").write_text("trainer: {callbacks: [{class_path: __main__.Hello}]}")
+    done = subprocess.run(
+        [
+            *(sys.executable, script, "fit", "--config", tmp_path / "c.yaml", *SMALL),
+            *("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run"),
+            *("--trainer.max_steps", "1"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "my task" in done.stdout
+    assert "my callback" in done.stdout
+
+
+def test_the_run_keeps_its_config_and_writes_nowhere_else(
+    nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    run = tmp_path / "run"
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", run)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1, *SMALL) == 0
+    saved = yaml.safe_load(next(run.rglob("config.yaml")).read_text())
+    assert saved["model"]["base_channels"] == 4
+    written = set(run.rglob("*"))
+    assert cellseg("test", "--ckpt_path", find_checkpoint(run), *args) == 0
+    assert set(run.rglob("*")) == written
+    assert list(here.iterdir()) == []
+
+
+def test_first_line_names_data_count_and_split(
+    nuclei: Path, trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("validate", "test"):
+        args = ("--ckpt_path", find_checkpoint(trained), "--data.root", nuclei)
+        assert cellseg(command, *args, "--data.num_workers", 0) == 0
+        lines = capfd.readouterr().err.splitlines()
+        line = next(line for line in lines if line.startswith("Data: "))
+        assert str(nuclei) in line
+        assert "12 images, train 10, val 1, test 1" in line
+
+
+class TestPrecedence:
+    """What the user gives wins over the checkpoint, and the checkpoint over a default."""
+
+    def test_stored_architecture_needs_no_flag(
+        self, trained: Path, nuclei: Path, tmp_path: Path
+    ) -> None:
+        args = ("--data.predict_dir", nuclei / "images", "--output.dir", tmp_path / "out")
+        for ckpt in trained.rglob("*.ckpt"):
+            assert cellseg("predict", "--ckpt_path", ckpt, *args) == 0
+
+    @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+    @pytest.mark.parametrize(
+        ("flag", "value", "kept"),
+        [
+            ("--model.base_channels", "8", "4"),
+            ("--model.depth", "2", "3"),
+            ("--data.percentiles", "5,95", "1,99.8"),
+        ],
+    )
+    def test_fault_22_contradicting_flag_is_refused_naming_both(
+        self, command: str, flag: str, value: str, kept: str, trained: Path, fails: Fails
+    ) -> None:
+        line = fails(command, "--ckpt_path", find_checkpoint(trained), flag, value)
+        assert f"{flag} {value}" in line
+        assert f"trained with {kept}" in line
+
+    def test_contradiction_in_a_config_is_refused_too(
+        self, trained: Path, tmp_path: Path, fails: Fails
+    ) -> None:
+        config = tmp_path / "c.yaml"
+        config.write_text("model: {base_channels: 16}")
+        line = fails("predict", "--config", config, "--ckpt_path", find_checkpoint(trained))
+        assert "base_channels 16" in line
+
+    def test_flag_that_agrees_is_welcome(self, trained: Path, nuclei: Path) -> None:
+        args = ("--model.base_channels", 4, "--data.percentiles", "1,99.8")
+        ckpt = find_checkpoint(trained)
+        assert cellseg("test", "--ckpt_path", ckpt, "--data.root", nuclei, *args) == 0
+
+    def test_other_flags_win_over_the_checkpoint_and_defaults_do_not(
+        self, trained: Path, nuclei: Path, tmp_path: Path
+    ) -> None:
+        # A learning rate of one's own on resume: neither the stored setting nor the stored
+        # state of the optimiser may bring the old one back.
+        run = tmp_path / "run"
+        args = ("--ckpt_path", find_checkpoint(trained), "--data.root", nuclei, *SMALL[6:])
+        run_flags = ("--trainer.default_root_dir", run, "--trainer.max_epochs", 4)
+        assert cellseg("fit", *args, *run_flags, "--model.lr", 0.5) == 0
+        last = stored(find_checkpoint(run))
+        assert last["hyper_parameters"]["lr"] == 0.5
+        assert last["hyper_parameters"]["warmup_steps"] == 2  # of the checkpoint, not 100
+        assert last["lr_schedulers"][0]["base_lrs"] == [0.5, 0.5]
+        assert last["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.5
+
+
+class TestSplitOfTheCheckpoint:
+    def data_line(self, capfd: pytest.CaptureFixture[str], *args: object) -> str:
+        capfd.readouterr()
+        assert cellseg(*args, "--data.num_workers", 0) == 0
+        return capfd.readouterr().err
+
+    def test_test_uses_it_whatever_the_default_would_be(
+        self, trained: Path, nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        # Two more images change what a random split would choose, not what was trained on.
+        write_nuclei(tmp_path, 14)
+        text = self.data_line(
+            capfd, "test", "--ckpt_path", find_checkpoint(trained), "--data.root", tmp_path
+        )
+        assert "14 images, train 10, val 1, test 1 (the checkpoint's split)" in text
+        assert "2 images are not in the split and are left out: n12, n13" in text
+
+    def test_unknown_images_are_all_scored_even_under_known_names(
+        self, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        write_nuclei(tmp_path, 3, start=40)
+        for folder in ("images", "masks"):  # the names of training images
+            for old, new in (("n40", "n00"), ("n41", "n01")):
+                (tmp_path / folder / f"{old}.png").rename(tmp_path / folder / f"{new}.png")
+        text = self.data_line(
+            capfd, "test", "--ckpt_path", find_checkpoint(trained), "--data.root", tmp_path
+        )
+        assert "train 0, val 0, test 3" in text
+
+    def test_renamed_training_images_are_not_scored(
+        self, trained: Path, nuclei: Path, tmp_path: Path, fails: Fails
+    ) -> None:
+        train = stored(find_checkpoint(trained))["NucleiDataModule"]["split"]["train"].values()
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir()
+            for number, name in enumerate(sorted(train)):
+                source = nuclei / folder / f"{name}.png"
+                (tmp_path / folder / f"new{number}.png").write_bytes(source.read_bytes())
+        line = fails("test", "--ckpt_path", find_checkpoint(trained), "--data.root", tmp_path)
+        assert "test side" in line
+
+    def test_scoring_training_images_on_demand_is_said(
+        self, trained: Path, nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        split = tmp_path / "split.csv"
+        train = stored(find_checkpoint(trained))["NucleiDataModule"]["split"]["train"].values()
+        rows = [f"{name},{'test' if name in train else 'train'}" for name in _ids(nuclei)]
+        split.write_text("\n".join(["image_id,split", *rows]))
+        text = self.data_line(
+            capfd,
+            *("test", "--ckpt_path", find_checkpoint(trained), "--data.root", nuclei),
+            *("--data.split", split),
+        )
+        assert "10 images to evaluate on were trained on" in text
+
+
+def _ids(root: Path) -> list[str]:
+    return [path.stem for path in (root / "images").iterdir()]
+
+
+def test_python_m_cellseg_is_the_same_program() -> None:
+    done = run_process("--version")
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+
+
+def test_start_of_the_version_is_quick() -> None:
+    start = time.monotonic()
+    run_process("--version")
+    assert time.monotonic() - start < 2
