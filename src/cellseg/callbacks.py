@@ -91,6 +91,7 @@ class Dashboard(pl.Callback):
         self._best: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start_clock()  # Lightning starts no epoch when it resumes within one
         writer = _writer(trainer)
         if writer is not None and self.config_text:
             # Indented by four, Markdown shows it as it is.
@@ -98,7 +99,7 @@ class Dashboard(pl.Callback):
             writer.add_text("config", text)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since, self._images_seen = time.monotonic(), 0
+        self._start_clock()
 
     def on_train_batch_end(
         self,
@@ -161,6 +162,9 @@ class Dashboard(pl.Callback):
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             named = {f"best/{key.removeprefix('val/')}": value for key, value in self._best.items()}
             logger.log_hyperparams(dict(pl_module.hparams), named)
+
+    def _start_clock(self) -> None:
+        self._since, self._images_seen = time.monotonic(), 0
 
     def _is_panel_epoch(self, trainer: pl.Trainer) -> bool:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs

@@ -60,7 +60,8 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         loss, _, _ = self._step(batch)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["image"]))
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: dict[str, Any]) -> Tensor | None:

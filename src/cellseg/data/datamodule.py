@@ -129,6 +129,7 @@ class NucleiDataModule(pl.LightningDataModule):
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
         self.sides: dict[str, list[Annotation]] = {}
+        self._crops_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
 
     def prepare_data(self) -> None:
@@ -154,7 +155,11 @@ class NucleiDataModule(pl.LightningDataModule):
                 side: {**before.get(side, {}), **{sample.digest(): sample.id for sample in samples}}
                 for side, samples in self.sides.items()
             }
-        return {"split": self._split_to_save}
+        return {"split": self._split_to_save, "crops": self._crops_taken()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the place in the stream of crops; Lightning asks for crops before it is there."""
+        self._crops_before = state_dict["crops"]
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = CropDataset(self.sides["train"], self.augmentation, self.percentiles, self.seed)
@@ -285,7 +290,7 @@ class NucleiDataModule(pl.LightningDataModule):
         if trainer is None:
             return 0
         per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        return trainer.global_step * per_step
+        return max(self._crops_before, trainer.global_step * per_step)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import csv
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from cellseg.data.cache import prepare
+from cellseg.data.folders import (
+    Sample,
+    Tree,
+    files_to_predict,
+    find_samples,
+    open_tree,
+    output_stems,
+    walk,
+)
+from cellseg.errors import InputError
+from cellseg.predict.formats import write_labels, write_overlay
+
+DSB2018 = Path(__file__).resolve().parents[2] / "shared" / "data" / "dsb2018"
+
+JUNK = ("__MACOSX/k1/images/._k1.png", "k1/images/._k1.png", ".DS_Store", "Thumbs.db", "notes.txt")
+
+
+def as_folder(tmp_path: Path, names: list[str]) -> Path:
+    root = tmp_path / "root"
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return root
+
+
+def as_zip(tmp_path: Path, names: list[str]) -> Path:
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("an empty folder")
+        for name in names:
+            archive.writestr(name, name)
+    return path
+
+
+def as_folder_with_zip(tmp_path: Path, names: list[str]) -> Path:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "README.txt").write_text("see https://bbbc.broadinstitute.org/BBBC038")
+    as_zip(tmp_path, names).rename(root / "STAGE1.ZIP")
+    return root
+
+
+STORED = pytest.mark.parametrize("store", [as_folder, as_zip, as_folder_with_zip])
+Store = Callable[[Path, list[str]], Path]
+
+LAYOUTS = {
+    "one mask a nucleus": (
+        [
+            "k2/images/k2.png",
+            "k2/masks/n1.png",
+            "k1/images/k1.png",
+            "k1/masks/n2.png",
+            "k1/masks/n1.png",
+        ],
+        [
+            Sample("k1", "k1/images/k1.png", ("k1/masks/n1.png", "k1/masks/n2.png"), whole=False),
+            Sample("k2", "k2/images/k2.png", ("k2/masks/n1.png",), whole=False),
+        ],
+    ),
+    "one mask a nucleus, below other folders": (
+        ["data/stage1_train/k1/images/k1.png", "data/stage1_train/k1/masks/n1.png"],
+        [
+            Sample(
+                "k1",
+                "data/stage1_train/k1/images/k1.png",
+                ("data/stage1_train/k1/masks/n1.png",),
+                whole=False,
+            )
+        ],
+    ),
+    "images and masks with equal names": (
+        ["images/a.png", "images/b c.TIF", "masks/a.tif", "masks/b c.png"],
+        [
+            Sample("a", "images/a.png", ("masks/a.tif",), whole=True),
+            Sample("b c", "images/b c.TIF", ("masks/b c.png",), whole=True),
+        ],
+    ),
+    "images and masks in each of two folders": (
+        ["day1/images/a.png", "day1/masks/a.png", "day2/images/a.png", "day2/masks/a.png"],
+        [
+            Sample("day1/a", "day1/images/a.png", ("day1/masks/a.png",), whole=True),
+            Sample("day2/a", "day2/images/a.png", ("day2/masks/a.png",), whole=True),
+        ],
+    ),
+    "labels beside the image": (
+        [
+            "a.ome.tif",
+            "a.ome_labels.tif",
+            "b.jpg",
+            "b_masks.png",
+            "b_overlay.png",
+            "deep/ü.png",
+            "deep/ü.png_labels.tif",
+        ],
+        [
+            Sample("a.ome", "a.ome.tif", ("a.ome_labels.tif",), whole=True),
+            Sample("b", "b.jpg", ("b_masks.png",), whole=True),
+            Sample("deep/ü", "deep/ü.png", ("deep/ü.png_labels.tif",), whole=True),
+        ],
+    ),
+}
+
+
+@STORED
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_is_found_however_it_is_stored(
+    tmp_path: Path, layout: str, store: Store
+) -> None:
+    names, expected = LAYOUTS[layout]
+    tree = open_tree(store(tmp_path, [*names, *JUNK]))
+    samples, missing = find_samples(tree)
+    assert samples == expected
+    assert missing == []
+    assert tree.read(samples[0].image) == samples[0].image.encode()
+
+
+@STORED
+def test_images_without_a_mask_are_named(tmp_path: Path, store: Store) -> None:
+    names = [
+        *("k1/images/k1.png", "k1/masks/n1.png", "k2/images/k2.png"),
+        *("p/images/a.png", "p/images/b.png", "p/masks/a.png"),
+        *("flat/a.tif", "flat/a_labels.tif", "flat/b.tif"),
+    ]
+    samples, missing = find_samples(open_tree(store(tmp_path, names)))
+    assert [sample.id for sample in samples] == ["flat/a", "k1", "p/a"]
+    assert sorted(missing) == ["flat/b.tif", "k2/images/k2.png", "p/images/b.png"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.png", "a_labels.tif", "a_masks.png"],
+        ["a.png", "a_masks.tif", "a_masks.png"],
+        ["images/a.png", "masks/a.tif", "masks/a.png"],
+    ],
+)
+def test_an_image_with_two_masks_is_refused(tmp_path: Path, names: list[str]) -> None:
+    image, *masks = names
+    with pytest.raises(InputError, match="several masks") as caught:
+        find_samples(open_tree(as_folder(tmp_path, names)))
+    assert all(name in str(caught.value) for name in (image, *masks))
+
+
+def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
+    names = ["x/k/images/k.png", "x/k/masks/n.png", "y/k/images/k.png", "y/k/masks/n.png"]
+    with pytest.raises(InputError, match="both 'k'") as caught:
+        find_samples(open_tree(as_folder(tmp_path, names)))
+    assert "x/k/images/k.png" in str(caught.value) and "y/k/images/k.png" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["notes.txt"],
+        ["a.png", "b.png"],
+        ["a_labels.tif", "masks/b.png"],
+        ["k1/images/k1.png", "k1/masks/notes.txt"],
+    ],
+)
+@STORED
+def test_where_no_image_has_a_mask_the_layouts_are_named(
+    tmp_path: Path, names: list[str], store: Store
+) -> None:
+    root = store(tmp_path, names)
+    with pytest.raises(InputError) as caught:
+        find_samples(open_tree(root))
+    message = str(caught.value)
+    assert str(root) in message
+    assert all(part in message for part in ("images/", "masks/", "_labels.tif", "_masks"))
+
+
+@pytest.mark.skipif(not DSB2018.is_dir(), reason=f"no DSB2018 images in {DSB2018}")
+def test_the_real_archive_has_its_664_images_with_all_their_masks() -> None:
+    with (DSB2018 / "split.csv").open() as lines:
+        nuclei = {row["image_id"]: int(row["n_nuclei"]) for row in csv.DictReader(lines)}
+    samples, missing = find_samples(open_tree(DSB2018 / "stage1_train.zip"))
+    assert len(samples) == 664
+    assert {sample.id: len(sample.masks) for sample in samples} == nuclei
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.zip", "notes.zip"])
+def test_a_root_that_is_neither_folder_nor_archive_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "notes.zip").write_text("no archive")
+    with pytest.raises(InputError, match=f"^--data.root {tmp_path / name}: "):
+        open_tree(tmp_path / name)
+
+
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    path = as_folder_with_zip(tmp_path, ["k1/images/k1.png", "k1/masks/n1.png"]) / "STAGE1.ZIP"
+    path.write_bytes(path.read_bytes()[:-40])
+    for root in (path, path.parent):
+        with pytest.raises(InputError, match=f"{path}: "):
+            open_tree(root)
+
+
+def test_a_damaged_member_is_named(tmp_path: Path) -> None:
+    path = as_zip(tmp_path, ["k1/images/k1.png", "k1/masks/n1.png"])
+    content = path.read_bytes()
+    where = content.index(b"k1/images/k1.pngk1/images/k1.png") + len("k1/images/k1.png")
+    path.write_bytes(content[:where] + b"X" + content[where + 1 :])
+    tree = open_tree(path)
+    assert tree.read("k1/masks/n1.png") == b"k1/masks/n1.png"
+    with pytest.raises(InputError, match=rf"{path}: k1/images/k1\.png is damaged"):
+        tree.read("k1/images/k1.png")
+
+
+@pytest.mark.parametrize(("size", "refused"), [(5_000_000, True), (900_000, False)])
+def test_a_decompression_bomb_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, refused: bool
+) -> None:
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("k1/images/k1.png", bytes(size))
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)  # nothing may be decompressed
+    if refused:
+        with pytest.raises(InputError, match=r"k1/images/k1\.png claims 5,000,000 bytes; refused"):
+            open_tree(path)
+    else:
+        assert open_tree(path).names == ["k1/images/k1.png"]
+
+
+def test_an_archive_writes_nothing_outside_the_cache(tmp_path: Path) -> None:
+    inside = tmp_path / "deep" / "er"
+    inside.mkdir(parents=True)
+    secret = tmp_path / "secret.png"
+    Image.new("L", (8, 8), 90).save(secret)
+    png = secret.read_bytes()
+    path = inside / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in ("../evil", f"{tmp_path}/absolute", "..\\..\\windows", "good"):
+            archive.writestr(f"{member}/images/x.png", png)
+            archive.writestr(f"{member}/masks/n.png", png)
+    before = set(walk(tmp_path))
+    tree = open_tree(path)
+    samples, _ = find_samples(tree)
+    cache = tmp_path / "cache"
+    assert len(prepare(tree, samples, cache)) == 4
+    new = set(walk(tmp_path)) - before
+    assert new and all(name.startswith("cache/") for name in new)
+
+
+def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("L", (8, 8), 90).save(secret)
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("k1/images/k1.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, str(secret))
+        archive.writestr("k1/masks/n1.png", secret.read_bytes())
+    tree = open_tree(path)
+    samples, _ = find_samples(tree)
+    with pytest.raises(InputError, match=r"k1/images/k1\.png: cannot be read"):
+        prepare(tree, samples, tmp_path / "cache")
+
+
+def test_files_to_predict_are_found_below_the_folder_in_order(tmp_path: Path) -> None:
+    images = ["A.TIF", "Zellen ü/b c.JPeG", "a.png", "z/y/x/deep.tiff"]
+    others = [".DS_Store", "._a.png", "Thumbs.db", "notes.txt", ".hidden/a.png", "z/._deep.tiff"]
+    root = as_folder(tmp_path, [*images, *others])
+    assert files_to_predict(root, [], []) == (root, images)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        (["*.tif"], [], ["a.tif", "deep/b.tif"]),
+        (["*.tif"], ["deep/*"], ["a.tif"]),
+        ([], ["b.*"], ["a.png", "a.tif"]),
+        (["deep/*"], [], ["deep/b.png", "deep/b.tif"]),
+        (["a.*", "b.png"], ["*.tif"], ["a.png", "deep/b.png"]),
+    ],
+)
+def test_patterns_choose_by_name_or_path(
+    tmp_path: Path, include: list[str], exclude: list[str], expected: list[str]
+) -> None:
+    root = as_folder(tmp_path, ["a.png", "a.tif", "deep/b.png", "deep/b.tif"])
+    assert files_to_predict(root, include, exclude)[1] == expected
+
+
+def test_one_image_is_predicted_alone(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, ["a.PNG", "b.png"])
+    assert files_to_predict(root / "a.PNG", [], []) == (root, ["a.PNG"])
+
+
+def test_a_list_names_images_relative_to_itself_and_keeps_missing_ones(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, ["day 1/ü.png", "day2/b.tif", "day2/unlisted.tif"])
+    folder = root / "lists"
+    folder.mkdir()
+    lines = ["../day2/b.tif", "", f"{root}/day 1/ü.png", "../day2/gone.tif", "../day2/b.tif"]
+    for ending, bom in (("\n", ""), ("\r\n", "\ufeff")):
+        (folder / "batch.txt").write_bytes((bom + ending.join(lines)).encode())
+        base, names = files_to_predict(folder / "batch.txt", [], [])
+        assert base == root
+        assert names == ["day 1/ü.png", "day2/b.tif", "day2/gone.tif"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\x80\x02binary\xff"])
+def test_a_file_that_lists_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^--data.predict_dir {path}: "):
+        files_to_predict(path, [], [])
+
+
+def test_linked_folders_are_visited_once_and_loops_end(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, ["day1/a.png", "z.png"])
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "b.png").touch()
+    (root / "linked").symlink_to(outside)
+    (root / "linked again").symlink_to(outside)
+    (root / "day1" / "loop").symlink_to(root)
+    (outside / "self").symlink_to(outside)
+    names = files_to_predict(root, [], [])[1]
+    assert len(names) == 3
+    assert {Path(name).name for name in names} == {"a.png", "b.png", "z.png"}
+
+
+def test_results_inside_the_input_folder_are_not_input(tmp_path: Path) -> None:
+    root = as_folder(
+        tmp_path, ["a.png", "out/a.png", "out/deep/b.png", "output.png", "outer/c.png"]
+    )
+    expected = ["a.png", "outer/c.png", "output.png"]
+    assert files_to_predict(root, [], [], root / "out")[1] == expected
+    linked = tmp_path / "alias"
+    linked.symlink_to(root)
+    assert files_to_predict(linked, [], [], root / "out")[1] == expected
+    for elsewhere in (root, tmp_path, tmp_path / "new"):
+        assert len(files_to_predict(root, [], [], elsewhere)[1]) == 5
+
+
+def test_own_results_are_known_by_their_tag_and_foreign_files_are_kept(tmp_path: Path) -> None:
+    grey = np.full((9, 9), 7, np.uint8)
+    for name in ("a.tif", "theirs_labels.tif"):
+        tifffile.imwrite(tmp_path / name, grey)
+    tifffile.imwrite(tmp_path / "untagged_labels.tif", grey, software=False)
+    Image.fromarray(grey).save(tmp_path / "their_overlay.png")
+    (tmp_path / "damaged_labels.tif").write_text("no image")
+    foreign = sorted(path.name for path in tmp_path.iterdir())
+    write_labels(tmp_path / "a_labels.tif", grey.astype(np.uint16))
+    write_overlay(tmp_path / "a_overlay.png", np.ones((9, 9, 3), np.float32), grey)
+    assert files_to_predict(tmp_path, [], [])[1] == foreign
+
+
+@pytest.mark.parametrize("names", [[], ["notes.txt", ".DS_Store", "._a.tif", "Thumbs.db"]])
+def test_a_folder_without_images_is_refused(tmp_path: Path, names: list[str]) -> None:
+    root = as_folder(tmp_path, names)
+    root.mkdir(exist_ok=True)
+    with pytest.raises(InputError, match=f"^--data.predict_dir {root}: no image found") as caught:
+        files_to_predict(root, [], [])
+    assert all(suffix in str(caught.value) for suffix in (".png", ".jpg", ".tif"))
+
+
+def test_patterns_that_leave_nothing_are_named(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, ["a.png"])
+    with pytest.raises(InputError, match=r"including \*\.tif, excluding b\*"):
+        files_to_predict(root, ["*.tif"], ["b*"])
+
+
+def test_an_absent_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^--data.predict_dir {tmp_path / 'gone'}: no such"):
+        files_to_predict(tmp_path / "gone", [], [])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a.png", "b/a.png"], ["a", "b/a"]),
+        (["a.ome.tif"], ["a.ome"]),
+        (["a.png", "a.tif", "b.png"], ["a.png", "a.tif", "b"]),
+        (["A.png", "a.tif"], ["A.png", "a.tif"]),
+        (["A/x.png", "a/X.tif"], ["A/x.png", "a/X.tif"]),
+        (["a", "a.png"], ["a", "a.png"]),
+    ],
+)
+def test_results_are_named_after_the_stem_where_that_is_unique(
+    names: list[str], expected: list[str]
+) -> None:
+    assert output_stems(names) == expected
+
+
+def test_no_two_files_ever_share_the_name_of_their_results() -> None:
+    assert len(set(output_stems(["a.png", "a.tif", "a.png.tif"]))) == 3
+    rng = np.random.default_rng(0)
+    parts = ["a", "A", "b", ".png", ".tif", "/"]
+    for _ in range(500):
+        words = ["".join(rng.choice(parts, rng.integers(1, 5))) for _ in range(8)]
+        paths = [str(PurePosixPath(f"x{word}x.png")) for word in words]
+        paths += [path.removesuffix(".png") + ".tif" for path in paths[::2]]
+        # Names that differ in case alone do not exist on the file systems where that matters.
+        names = list({path.lower(): path for path in paths}.values())
+        stems = output_stems(names)
+        assert len({stem.lower() for stem in stems}) == len(names)
+
+
+def test_a_tree_has_the_files_of_its_folder_by_relative_name(tmp_path: Path) -> None:
+    names = ["a/b.png", "c.txt"]
+    assert Tree(as_folder(tmp_path, names)).names == names

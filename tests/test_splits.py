@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cellseg.data.splits import SIDES, Split, dsb2018, make_split
+from cellseg.errors import InputError
+
+HUNDRED = [f"image{number:03d}" for number in range(100)]
+
+
+def sizes(split: Split) -> tuple[int, ...]:
+    return tuple(len(split.sides[side]) for side in SIDES)
+
+
+def side_of(split: Split) -> dict[str, str]:
+    return {sample: side for side in SIDES for sample in split.sides[side]}
+
+
+def test_the_projects_split_has_its_published_sizes() -> None:
+    listed = dsb2018()
+    split = make_split(list(listed))
+    assert sizes(split) == (529, 65, 70)
+    assert split.left_out == []
+    assert side_of(split) == {sample: row["split"] for sample, row in listed.items()}
+
+
+def test_the_projects_split_has_no_field_on_two_sides() -> None:
+    listed = dsb2018()
+    sides = side_of(make_split(list(listed)))
+    fields = {sample: row["field"] for sample, row in listed.items()}
+    assert Counter(fields.values()).most_common(1)[0][1] >= 4  # fields are groups of images
+    assert len({(fields[sample], side) for sample, side in sides.items()}) == len(
+        set(fields.values())
+    )
+
+
+def test_one_known_image_brings_the_projects_split_and_others_are_left_out() -> None:
+    known = next(iter(dsb2018()))
+    split = make_split(["mine", known])
+    assert side_of(split) == {known: dsb2018()[known]["split"]}
+    assert split.left_out == ["mine"]
+    assert "DSB2018" in split.name
+
+
+@pytest.mark.parametrize("options", [{"split": "random"}, {"groups": "."}, {"folds": 3}])
+def test_the_projects_split_gives_way_to_what_was_asked_for(options: dict[str, Any]) -> None:
+    ids = [*"abcdefghi", next(iter(dsb2018()))]
+    split = make_split(ids, **options)
+    assert sorted(side_of(split)) == sorted(ids)
+    assert split.left_out == []
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(100, (80, 10, 10)), (20, (16, 2, 2)), (3, (2, 1, 0)), (2, (1, 1, 0))]
+)
+def test_a_random_split_is_80_10_10_and_never_without_train_and_validation(
+    count: int, expected: tuple[int, int, int]
+) -> None:
+    for seed in range(5):
+        split = make_split(HUNDRED[:count], seed=seed)
+        assert sizes(split) == expected
+        assert sorted(side_of(split)) == HUNDRED[:count]
+
+
+def test_one_image_is_too_few() -> None:
+    with pytest.raises(InputError, match="1 annotated image is too few"):
+        make_split(["a"])
+
+
+def test_a_random_split_depends_on_the_seed_alone() -> None:
+    shuffled = np.random.default_rng(0).permutation(HUNDRED).tolist()
+    assert make_split(HUNDRED, seed=3).sides == make_split(shuffled, seed=3).sides
+    tests = {tuple(make_split(HUNDRED, seed=seed).sides["test"]) for seed in range(20)}
+    assert len(tests) == 20
+
+
+def random_groups(rng: np.random.Generator, tmp_path: Path) -> tuple[dict[str, str], str]:
+    """Images in groups of uneven sizes, and the CSV that says so."""
+    count = int(rng.integers(8, 60))
+    groups = rng.integers(0, rng.integers(4, 9), count)
+    group_of = {f"i{number}": f"g{group}" for number, group in enumerate(groups)}
+    table = tmp_path / "groups.CSV"
+    table.write_text("image_id,group\n" + "".join(f"{i},{g}\n" for i, g in group_of.items()))
+    return group_of, str(table)
+
+
+def test_a_group_is_never_on_two_sides(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(40):
+        group_of, table = random_groups(rng, tmp_path)
+        groups = set(group_of.values())
+        for folds in (0, 3):
+            split = make_split(list(group_of), groups=table, folds=folds, seed=seed)
+            sides = side_of(split)
+            assert sides.keys() == group_of.keys()
+            assert sum(sizes(split)) == len(group_of)
+            pairs = {(group_of[sample], side) for sample, side in sides.items()}
+            assert len(pairs) == len(groups)
+            assert split.sides["train"] and split.sides["val"]
+
+
+@pytest.mark.parametrize("folds", [3, 5, 7])
+def test_over_all_folds_each_group_tests_once_and_validates_once(
+    tmp_path: Path, folds: int
+) -> None:
+    group_of = {f"i{number:02d}": f"g{number % 7}" for number in range(24)}
+    table = tmp_path / "groups.csv"
+    table.write_text("image_id,group\n" + "".join(f"{i},{g}\n" for i, g in group_of.items()))
+    splits = [
+        make_split(list(group_of), groups=str(table), folds=folds, fold=f) for f in range(folds)
+    ]
+    for side in ("test", "val"):
+        seen = [sample for split in splits for sample in split.sides[side]]
+        assert sorted(seen) == sorted(group_of)
+    for fold, split in enumerate(splits):
+        assert sorted(side_of(split)) == sorted(group_of)
+        assert sum(sizes(split)) == len(group_of)
+        assert split.sides["val"] == splits[(fold + 1) % folds].sides["test"]
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(2, 0), (11, 0), (3, 3), (3, -1), (1, 0), (-3, 0)])
+def test_impossible_folds_are_refused_with_their_flags(folds: int, fold: int) -> None:
+    with pytest.raises(InputError, match=f"--data.folds {folds} --data.fold {fold}: "):
+        make_split(HUNDRED[:10], folds=folds, fold=fold)
+
+
+@pytest.mark.parametrize("pattern", [r"^plate(\d)", r"plate\d"])
+def test_a_regular_expression_groups_by_what_it_finds(pattern: str) -> None:
+    ids = [f"plate{plate}-well{well}" for plate in range(4) for well in range(5)]
+    sides = side_of(make_split(ids, groups=pattern))
+    assert len(sides) == 20
+    assert len({(sample[:6], side) for sample, side in sides.items()}) == 4
+
+
+def test_an_image_without_a_group_is_one_of_its_own(tmp_path: Path) -> None:
+    table = tmp_path / "groups.csv"
+    table.write_text("image_id,group\nx1,x\nx2,x\nx3,x\n")
+    ids = ["x1", "x2", "x3", "lone", "other"]
+    for groups in (str(table), "^x"):
+        splits = [make_split(ids, groups=groups, folds=3, fold=fold) for fold in range(3)]
+        tests = sorted(split.sides["test"] for split in splits)
+        assert tests == [["lone"], ["other"], ["x1", "x2", "x3"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_decides_and_what_it_does_not_list_is_left_out(
+    tmp_path: Path, encoding: str
+) -> None:
+    table = tmp_path / "split.csv"
+    table.write_text("image_id,note,split\nä,x,val\nb,,train\nc,,test\ngone,,test\n", encoding)
+    split = make_split(["b", "c", "new", "ä"], split=str(table))
+    assert split.sides == {"train": ["b"], "val": ["ä"], "test": ["c"]}
+    assert split.left_out == ["new"]
+    assert str(table) in str(split)
+
+
+def test_a_split_says_its_sizes() -> None:
+    assert str(make_split(HUNDRED)).startswith("train 80, val 10, test 10 (random")
+
+
+@pytest.mark.parametrize("content", ["image,split\na,train\n", "image_id;split\na;train\n"])
+@pytest.mark.parametrize("flag", ["split", "groups"])
+def test_a_table_without_the_columns_is_refused_with_its_flag(
+    tmp_path: Path, flag: str, content: str
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(content)
+    column = {"split": "split", "groups": "group"}[flag]
+    with pytest.raises(InputError, match=f"^--data.{flag} {table}: .*image_id and {column}$"):
+        make_split(["a", "b"], **{flag: str(table)})
+
+
+@pytest.mark.parametrize("flag", ["split", "groups"])
+def test_a_table_that_cannot_be_read_is_refused_with_its_flag(tmp_path: Path, flag: str) -> None:
+    (tmp_path / "binary.csv").write_bytes(b"image_id,split,group\n\xff\xfe\x00,a,b\n")
+    for path in (tmp_path / "absent.csv", tmp_path / "binary.csv"):
+        with pytest.raises(InputError, match=f"^--data.{flag} {path}: "):
+            make_split(["a", "b"], **{flag: str(path)})
+
+
+def test_an_unknown_side_is_refused_with_the_table_and_the_image(tmp_path: Path) -> None:
+    table = tmp_path / "split.csv"
+    table.write_text("image_id,split\na,train\nb,training\n")
+    with pytest.raises(InputError, match=f"{table}: 'training' of b is none of train, val, test"):
+        make_split(["a", "b"], split=str(table))
+
+
+def test_a_broken_regular_expression_is_refused_with_its_flag() -> None:
+    with pytest.raises(InputError, match=r"^--data\.groups plate\(: .*regular expression"):
+        make_split(["a", "b"], groups="plate(")
+
+
+def test_all_images_in_one_group_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^--data\.groups: all 100 images are in one group"):
+        make_split(HUNDRED, groups="^image")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.draw import disk
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
+
+from cellseg.task import SegmentationTask, warmup_cosine
+
+pytestmark = [
+    # Lightning advises loader processes, which items drawn in memory do not need.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # Lightning 2.6 asks torch 2.13 in a deprecated way.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+
+
+class Fixed(nn.Module):
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.logits
+
+
+class Watch(pl.Callback):
+    def __init__(self) -> None:
+        self.lrs: list[float] = []
+        self.losses: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def small_task(**kwargs: Any) -> SegmentationTask:
+    torch.manual_seed(0)
+    return SegmentationTask(**{"base_channels": 4, "depth": 2, **kwargs})
+
+
+def trainer(**kwargs: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def item(height: int = 32, width: int = 40, discs: int = 2, repeat: bool = False) -> dict[str, Any]:
+    labels = np.zeros((height, width), np.int32)
+    for number in range(discs):
+        labels[disk((12 + 3 * number, 9 + 20 * number), 6, shape=labels.shape)] = number + 1
+    rng = np.random.default_rng(height)
+    image = np.clip((labels > 0) * 0.6 + rng.normal(0.2, 0.05, (3, height, width)), 0, 1)
+    return {
+        "image": torch.from_numpy(image.astype(np.float32)),
+        "labels": torch.from_numpy(labels),
+        "id": "drawn",
+        "repeat": repeat,
+    }
+
+
+def loader(items: list[dict[str, Any]]) -> DataLoader[Any]:
+    return DataLoader(items, batch_size=1)  # type: ignore[arg-type]
+
+
+def fit(task: SegmentationTask, items: list[dict[str, Any]], steps: int) -> Watch:
+    watch = Watch()
+    trainer(max_steps=steps, limit_val_batches=0, callbacks=[watch]).fit(
+        task, loader(items), loader(items)
+    )
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("step", "warmup", "total", "factor"),
+    [
+        pytest.param(0, 9, 100, 0.1, id="first step of the warm-up"),
+        pytest.param(4, 9, 100, 0.5, id="half of the warm-up"),
+        pytest.param(9, 9, 100, 1, id="end of the warm-up"),
+        pytest.param(0, 0, 100, 1, id="no warm-up"),
+        pytest.param(20, 10, 40, 0.75, id="third of the cosine"),
+        pytest.param(25, 10, 40, 0.5, id="middle of the cosine"),
+        pytest.param(30, 10, 40, 0.25, id="two thirds of the cosine"),
+        pytest.param(40, 10, 40, 0, id="end"),
+        pytest.param(50, 10, 40, 0, id="beyond the end"),
+        pytest.param(0, 100, 18, 0.1, id="first of a warm-up cut to half of the run"),
+        pytest.param(9, 100, 18, 1, id="end of a warm-up cut to half of the run"),
+        pytest.param(18, 100, 18, 0, id="end after a warm-up cut to half of the run"),
+        pytest.param(0, 100, 1, 1, id="run of one step"),
+    ],
+)
+def test_learning_rate_warms_up_and_falls_along_a_cosine(
+    step: int, warmup: int, total: int, factor: float
+) -> None:
+    assert warmup_cosine(step, warmup, total) == pytest.approx(factor, abs=1e-12)
+
+
+def test_a_fit_changes_the_learning_rate_at_every_step() -> None:
+    watch = fit(small_task(lr=0.02, warmup_steps=3), [item(), item()], steps=10)
+    cosine = [0.5 + 0.5 * math.cos(math.pi * step / 7) for step in range(7)]
+    factors = [1 / 4, 2 / 4, 3 / 4, *cosine]
+    assert watch.lrs == pytest.approx([0.02 * factor for factor in factors])
+
+
+def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
+    task = small_task(lr=0.1, weight_decay=0.5, warmup_steps=0)
+    stub = SimpleNamespace(estimated_stepping_batches=10)
+    task.trainer = stub  # type: ignore[assignment]
+    (optimizer,), _ = task.configure_optimizers()
+    for p in task.parameters():
+        nn.init.uniform_(p, 1, 2)
+        p.grad = torch.zeros_like(p)
+    before = {name: p.detach().clone() for name, p in task.named_parameters()}
+    optimizer.step()
+    for name, p in task.named_parameters():
+        # AdamW takes lr * weight_decay off where the gradient is zero.
+        factor = 1 - 0.1 * 0.5 if p.ndim == 4 else 1
+        torch.testing.assert_close(p.detach(), factor * before[name], msg=name)
+
+
+def test_a_few_steps_on_one_image_lower_the_loss() -> None:
+    losses = fit(small_task(lr=0.01, warmup_steps=2), [item()], steps=15).losses
+    assert len(losses) == 15
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_predict_step_labels_the_nuclei_of_the_network() -> None:
+    labels = item()["labels"]
+    task = small_task()
+    task.net = Fixed(torch.where(labels > 0, 0.4, -0.4)[None, None])  # type: ignore[assignment]
+    prediction = task.predict_step({"error": "", "image": item()["image"][None]})
+    assert prediction.keys() == {"labels"}
+    np.testing.assert_array_equal(prediction["labels"] > 0, labels > 0)
+    assert prediction["labels"].max() == 2
+
+
+def test_predict_step_gives_nothing_for_a_file_that_could_not_be_read() -> None:
+    assert small_task().predict_step({"error": "bad.png: truncated", "repeat": False}) == {}
+
+
+def test_validation_scores_every_image_once_and_no_repeat() -> None:
+    task = small_task(dice_weight=0, bce_weight=2).eval()
+    items = [item(32, 40, 2), item(20, 33, 1), item(16, 16, 0)]
+    losses, dices, ious = [], [], []
+    for one in items:
+        with torch.inference_mode():
+            logits = task(one["image"][None])[0, 0]
+        target = one["labels"] > 0
+        losses.append(2 * float(F.binary_cross_entropy_with_logits(logits, target.float())))
+        flat = logits.sigmoid().flatten(), target.int().flatten()
+        dices.append(float(binary_f1_score(*flat, zero_division=1)))
+        ious.append(float(binary_jaccard_index(*flat, zero_division=1)))
+    expected = {
+        "val/loss": np.mean(losses),
+        "val/dice": np.mean(dices),
+        "val/iou": np.mean(ious),
+    }
+    run = trainer()
+    # The second time must not remember the first.
+    for _ in range(2):
+        (logged,) = run.validate(
+            task, loader([*items, item(24, 24, 1, repeat=True)]), verbose=False
+        )
+        assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+        assert logged.keys() == expected.keys() | {"val/dice_pooled", "val/iou_pooled"}
+
+
+def test_test_logs_under_its_own_name() -> None:
+    (logged,) = trainer().test(small_task(), loader([item()]), verbose=False)
+    assert {name.split("/")[0] for name in logged} == {"test"}
+    assert len(logged) == 5
+
+
+def test_images_without_nuclei_train_and_score_without_nan() -> None:
+    task = small_task(lr=0.01, warmup_steps=0)
+    empty = [item(discs=0), item(20, 33, discs=0)]
+    watch = fit(task, empty, steps=4)
+    assert all(map(math.isfinite, watch.losses))
+    assert all(p.isfinite().all() for p in task.parameters())
+    (logged,) = trainer().validate(task, loader(empty), verbose=False)
+    assert all(map(math.isfinite, logged.values()))
+
+
+def test_hyperparameters_build_the_same_network_again() -> None:
+    task = small_task(depth=1, lr=0.5)
+    again = SegmentationTask(**task.hparams)
+    again.load_state_dict(task.state_dict())
+    assert (again.lr, again.net.depth) == (0.5, 1)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
+
+Fails = Callable[..., str]
+
+STOPPER = """
+import os, signal, sys
+from lightning.pytorch import Callback
+from cellseg.cli import main
+
+class Stop(Callback):
+    def __init__(self, step: int, how: str):
+        self.step, self.how = step, how
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            if self.how == "raise":
+                raise RuntimeError("a bug")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+if __name__ == "__main__":
+    sys.exit(main(allow=["__main__"]))
+"""
+
+
+def scalars(run: Path, tag: str) -> dict[int, float]:
+    """A curve over all event files of a run."""
+    curve: dict[int, float] = {}
+    for events in sorted(run.rglob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
+        log = EventAccumulator(str(events)).Reload()
+        if tag in log.Tags()["scalars"]:
+            curve |= {event.step: event.value for event in log.Scalars(tag)}
+    return curve
+
+
+def run_script(tmp_path: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "stopper.py"
+    script.write_text(STOPPER)
+    # One thread, so that sums are taken in one order.
+    return subprocess.run(
+        ["env", "OMP_NUM_THREADS=1", sys.executable, script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def stop_at(tmp_path: Path, step: int, how: str) -> Path:
+    config = tmp_path / f"stop-{how}-{step}.yaml"
+    config.write_text(
+        "trainer: {callbacks: [{class_path: __main__.Stop, "
+        f"init_args: {{step: {step}, how: {how}}}}}]}}"
+    )
+    return config
+
+
+def test_fault_18_sigterm_in_mid_epoch_then_resume_gives_the_uninterrupted_curve(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    def fit(run: str, *more: object) -> subprocess.CompletedProcess[str]:
+        return run_script(
+            tmp_path,
+            *("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path / run),
+            *("--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1, *SMALL),
+            *("--data.num_workers", 1, *more),
+        )
+
+    assert fit("whole").returncode == 0
+    # Four steps an epoch: the sixth is in the middle of the second.
+    stopped = fit("parts", "--config", stop_at(tmp_path, 6, "term"))
+    assert stopped.returncode == 143, stopped.stderr
+    assert torch.load(find_checkpoint(tmp_path / "parts"), weights_only=True)["global_step"] == 6
+    resumed = fit("parts", "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, parts = (scalars(tmp_path / run, "train/loss") for run in ("whole", "parts"))
+    assert len(whole) == 12
+    assert parts.keys() == whole.keys()
+    np.testing.assert_allclose(
+        [parts[step] for step in whole], [whole[step] for step in whole], rtol=1e-6
+    )
+    # It is one run: one folder, one best checkpoint.
+    assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
+
+
+def test_an_exception_leaves_a_last_checkpoint_and_the_best_alone(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    done = run_script(
+        tmp_path,
+        *("fit", "--data.root", nuclei, "--trainer.default_root_dir", run, *SMALL),
+        *("--trainer.max_epochs", 3, "--config", stop_at(tmp_path, 6, "raise")),
+    )
+    assert done.returncode == 1
+    assert "a bug" in done.stderr
+    steps = {
+        name: torch.load(find_checkpoint(run, name), weights_only=True)["global_step"]
+        for name in ("best", "last")
+    }
+    assert steps == {"best": 4, "last": 6}
+
+
+def test_last_without_a_checkpoint_is_refused_instead_of_starting_anew(
+    nuclei: Path, tmp_path: Path, fails: Fails
+) -> None:
+    root = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path)
+    assert str(tmp_path) in fails("fit", "--ckpt_path", "last", *root)
+    assert "no such file" in fails("fit", "--ckpt_path", tmp_path / "none.ckpt", *root)
+
+
+def test_last_is_found_in_a_new_process_and_training_goes_on(
+    nuclei: Path, tmp_path: Path, trained: Path
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    done = run_process("fit", *args, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    assert done.returncode == 0, done.stderr
+    last = torch.load(find_checkpoint(tmp_path), weights_only=True)
+    assert last["global_step"] == 8
+    assert last["epoch"] == 1
+
+
+class Malice:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text", "foreign"])
+def test_fault_20_damaged_checkpoint(
+    damage: str, trained: Path, tmp_path: Path, fails: Fails
+) -> None:
+    content = bytearray(find_checkpoint(trained).read_bytes())
+    path = tmp_path / "model.ckpt"
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+    elif damage == "foreign":
+        torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, path)
+    else:
+        path.write_bytes(b"" if damage == "empty" else b"hello\n")
+    line = fails("predict", "--ckpt_path", path, "--data.predict_dir", tmp_path)
+    assert str(path) in line
+
+
+def test_fault_21_checkpoint_that_runs_code_and_http(tmp_path: Path, fails: Fails) -> None:
+    target = tmp_path / "executed"
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {}, "hyper_parameters": Malice(target)}, path)
+    assert "refused" in fails("predict", "--ckpt_path", path, "--data.predict_dir", tmp_path)
+    path.write_bytes(pickle.dumps(Malice(target)))
+    assert str(path) in fails("predict", "--ckpt_path", path, "--data.predict_dir", tmp_path)
+    assert not target.exists()
+    assert "refused" in fails("fit", "--ckpt_path", "http://127.0.0.1:9/model.ckpt")
+
+
+def test_checkpoint_holds_only_plain_data(trained: Path) -> None:
+    for path in trained.rglob("*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        split = content["NucleiDataModule"]["split"]
+        assert {side: len(ids) for side, ids in split.items()} == {"train": 10, "val": 1, "test": 1}
+
+
+def test_checkpoint_names_make_no_folders(trained: Path) -> None:
+    names = {path.name for path in trained.rglob("checkpoints/*")}
+    assert names == {"best.ckpt", "last.ckpt"}
+
+
+def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 2) == 0
+    tags: dict[str, set[str]] = {}
+    for events in tmp_path.rglob("events.out.tfevents.*"):
+        for kind, names in EventAccumulator(str(events)).Reload().Tags().items():
+            if isinstance(names, list):
+                tags.setdefault(kind, set()).update(names)
+    scores = {f"val/{name}" for name in ("loss", "dice", "iou", "dice_pooled", "iou_pooled")}
+    train = {f"train/{name}" for name in ("loss", "lr", "images_per_second")}
+    assert scores | train <= tags["scalars"]
+    assert "best/dice" in tags["scalars"]
+    assert any(name.startswith("val/panel") for name in tags["images"])
+    assert "val/precision_recall" in tags["tensors"]
+    assert any(name.startswith("config") for name in tags["tensors"])
+    assert any("hparams" in name for name in tags["tensors"] | set(_hparams(tmp_path)))
+    assert len(scalars(tmp_path, "val/dice")) == 2
+
+
+def _hparams(run: Path) -> list[str]:
+    names = []
+    for events in run.rglob("events.out.tfevents.*"):
+        names += list(EventAccumulator(str(events)).Reload().summary_metadata)
+    return names
+
+
+def test_learning_rate_follows_the_schedule(nuclei: Path, tmp_path: Path) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 1) == 0
+    rates = list(scalars(tmp_path, "train/lr").values())
+    assert len(rates) == 8
+    # Two steps of warm-up to 1e-3, then half a cosine over the other six.
+    cosine = 1e-3 * (1 + np.cos(np.pi * np.arange(6) / 6)) / 2
+    np.testing.assert_allclose(rates, [1e-3 / 3, 2e-3 / 3, *cosine], rtol=1e-5)
+
+
+def test_fault_25_no_nuclei_at_all_trains_and_scores(tmp_path: Path) -> None:
+    root = tmp_path / "empty"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            value = np.full((40, 40), 9 if name == "images" else 0, np.uint8)
+            Image.fromarray(value).save(root / name / f"{number}.png")
+    run = tmp_path / "run"
+    args = ("--data.root", root, "--trainer.default_root_dir", run, "--trainer.max_epochs", 2)
+    assert cellseg("fit", *args, *SMALL) == 0
+    assert np.isfinite(list(scalars(run, "val/dice").values())).all()
+    assert find_checkpoint(run, "best").is_file()
+
+
+def test_fault_29_no_logger_and_no_terminal(nuclei: Path, tmp_path: Path) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
+    done = run_process("fit", *args, "--trainer.max_epochs", 1, "--trainer.logger", "false")
+    assert done.returncode == 0, done.stderr
+    assert find_checkpoint(tmp_path / "run").is_file()
+
+
+def test_without_validation_training_still_leaves_a_checkpoint(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    done = run_process("fit", *args, "--trainer.max_epochs", 1, "--trainer.limit_val_batches", 0)
+    assert done.returncode == 0, done.stderr
+    assert find_checkpoint(tmp_path).is_file()
+
+
+def test_early_stopping_ends_a_run_that_no_longer_rises(nuclei: Path, tmp_path: Path) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    stop = ("--early_stopping.patience", 1, "--early_stopping.min_delta", 2)
+    assert cellseg("fit", *args, *stop, "--trainer.max_epochs", 50) == 0
+    assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
+
+
+def test_fault_30_killed_data_worker_ends_the_run(nuclei: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cellseg", "fit", "--data.root", str(nuclei)),
+            *("--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1000", *SMALL),
+            *("--data.num_workers", "1"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    workers: list[str] = []
+    # The loader's workers are the children that started last; wait for the first checkpoint.
+    while time.monotonic() < deadline and not (workers and list(tmp_path.rglob("*.ckpt"))):
+        time.sleep(0.3)
+        listed = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+        )
+        workers = listed.stdout.split()
+    for worker in workers:
+        subprocess.run(["kill", "-KILL", worker], check=False)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGKILL)
+    assert "worker" in error
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_fault_28_two_processes(command: str, nuclei: Path, trained: Path, tmp_path: Path) -> None:
+    devices = ("--config", "ddp.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", 2)
+    if command == "fit":
+        root = write_nuclei(tmp_path / "data", 8)
+        split = tmp_path / "split.csv"
+        sides = ["train"] * 4 + ["val"] * 3 + ["test"]
+        rows = [f"n{number:02d},{side}" for number, side in enumerate(sides)]
+        split.write_text("\n".join(["image_id,split", *rows]))
+        run = tmp_path / "run"
+        args = ("--data.root", root, "--data.split", split)
+        done = run_process(
+            *("fit", *args, *SMALL, *devices),
+            *("--trainer.default_root_dir", run, "--trainer.max_epochs", 2),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("Data: ") == 1
+        # Three images on two processes: one is computed twice and must count once.
+        last = find_checkpoint(run)
+        logged = scalars(run, "val/dice")
+        shown = run_process("validate", "--ckpt_path", last, *args, "--data.num_workers", 0)
+        value = re.search(r"val/dice\s+\W?\s*([\d.]+)", shown.stdout)
+        assert value, shown.stdout
+        assert float(value[1]) == pytest.approx(list(logged.values())[-1], abs=1e-5)
+        return
+    # Three images, then one: fewer than processes.
+    for count in (3, 1):
+        folder = tmp_path / f"images{count}"
+        folder.mkdir()
+        for path in sorted((nuclei / "images").iterdir())[:count]:
+            (folder / path.name).write_bytes(path.read_bytes())
+        out = {name: tmp_path / f"{name}{count}" for name in ("one", "two")}
+        args = ("predict", "--ckpt_path", find_checkpoint(trained), "--data.predict_dir", folder)
+        args = (*args, "--data.num_workers", 0)
+        assert run_process(*args, "--output.dir", out["one"]).returncode == 0
+        done = run_process(*args, "--output.dir", out["two"], *devices)
+        assert done.returncode == 0, done.stderr
+        names = {name: sorted(p.name for p in path.iterdir()) for name, path in out.items()}
+        assert names["one"] == names["two"]
+        assert len(names["one"]) == 2 * count + 2
+        for name in names["one"]:
+            if name.endswith(("_labels.tif", "_overlay.png")):
+                assert (out["one"] / name).read_bytes() == (out["two"] / name).read_bytes()
+        summaries = [(path / "summary.csv").read_text().splitlines() for path in out.values()]
+        assert len(summaries[0]) == len(summaries[1]) == count + 1
