@@ -67,7 +67,7 @@ def test_weights_add_linearly(weights: tuple[float, float]) -> None:
     torch.testing.assert_close(DiceBCELoss(*weights)(logits, target), expected)
 
 
-@pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, -1), (-1, 3), (-1, -1)])
+@pytest.mark.parametrize("weights", [(0, 0), (-1, 1), (1, -1), (-1, 3), (3, -1)])
 def test_weights_that_are_negative_or_all_zero_are_refused(weights: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"dice_weight={weights[0]}, bce_weight={weights[1]}"):
         DiceBCELoss(*weights)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
-from cellseg.metrics import ForegroundScores
+from cellseg.metrics import ForegroundScores, confusion
 
 Batch = tuple[Tensor, Tensor]
 
@@ -96,6 +96,12 @@ def test_a_pixel_at_probability_one_half_is_background() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_score_the_same(dtype: torch.dtype) -> None:
     assert scores_of([(x.to(dtype), t) for x, t in IMAGES]) == scores_of(IMAGES)
+
+
+def test_confusion_counts_true_positives_then_false_positives_then_false_negatives() -> None:
+    preds = torch.tensor([[[1, 1, 1, 1, 0, 0]], [[0, 0, 0, 0, 0, 0]]]).bool()
+    target = torch.tensor([[[1, 0, 0, 0, 1, 1]], [[0, 0, 0, 0, 1, 0]]]).bool()
+    assert confusion(preds, target).tolist() == [[1, 3, 2], [0, 0, 1]]
 
 
 def test_a_reset_forgets_all_images() -> None:

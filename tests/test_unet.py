@@ -83,6 +83,26 @@ def test_padding_repeats_the_right_and_bottom_border(size: tuple[int, int]) -> N
         torch.testing.assert_close(net(image), by_hand)
 
 
+@pytest.mark.parametrize(
+    ("depth", "size", "padded"),
+    [
+        (4, (1, 1), (16, 16)),
+        (4, (16, 48), (16, 48)),
+        (4, (17, 33), (32, 48)),
+        (1, (17, 34), (18, 34)),
+    ],
+)
+def test_padding_goes_no_further_than_pooling_needs(
+    depth: int, size: tuple[int, int], padded: tuple[int, int]
+) -> None:
+    net = small_unet(depth).eval()
+    seen = []
+    net.contracting[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    with torch.inference_mode():
+        net(torch.rand(1, 3, *size))
+    assert seen == [(1, 3, *padded)]
+
+
 @pytest.mark.parametrize("size", [(17, 33), (15, 12), (1, 40), (32, 48)])
 @pytest.mark.parametrize("level", range(5))
 def test_every_level_sees_its_pixels_where_they_are(level: int, size: tuple[int, int]) -> None:
@@ -211,6 +231,24 @@ def test_gradients_reach_every_parameter() -> None:
         name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
     ]
     assert unreached == []
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    # In eval: batch statistics of a channel that is almost dead bend the loss too sharply.
+    net = small_unet().double().eval()
+    image, target = torch.rand(2, 3, 30, 40).double(), torch.rand(2, 1, 30, 40).double()
+    directions = [torch.randn_like(p) for p in net.parameters()]
+
+    def loss_at(offset: float) -> Tensor:
+        pairs = zip(net.named_parameters(), directions, strict=True)
+        moved = {name: p + offset * direction for (name, p), direction in pairs}
+        return (torch.func.functional_call(net, moved, (image,)) - target).square().mean()
+
+    slope = (loss_at(1e-8) - loss_at(-1e-8)).item() / 2e-8
+    loss_at(0).backward()
+    pairs = zip(net.parameters(), directions, strict=True)
+    along = sum((p.grad * direction).sum().item() for p, direction in pairs if p.grad is not None)
+    assert along == pytest.approx(slope, rel=1e-4)
 
 
 def test_images_of_a_batch_do_not_influence_each_other_in_eval() -> None:

@@ -40,6 +40,7 @@ QUIET = (
     "Couldn't infer the batch indices",  # a batch is a file and carries its name
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "Precision .* is not supported by the model summary",
+    "The ``compute`` method of metric .* was called before",  # a process without an image
     "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
 )
 

@@ -17,11 +17,11 @@ def confusion(preds: Tensor, target: Tensor) -> Tensor:
         target: (N, ...) boolean.
 
     Returns:
-        (N, 3) float64.
+        (N, 3) int64.
     """
     preds, target = preds.flatten(1), target.flatten(1)
     counts = [preds & target, preds & ~target, ~preds & target]
-    return torch.stack([count.sum(1) for count in counts], dim=1).double()
+    return torch.stack([count.sum(1) for count in counts], dim=1)
 
 
 def dice(counts: Tensor) -> Tensor:
@@ -41,7 +41,8 @@ class ForegroundScores(Metric):
 
     `dice` and `iou` are means over images, so that every image counts the same whatever its
     size; `dice_pooled` and `iou_pooled` are of the pixels of all images together. An image
-    that is empty on both sides scores 1, one that is empty on one side 0.
+    that is empty on both sides scores 1, one that is empty on one side 0. A NaN among the
+    logits makes all scores NaN: a network that has diverged must not look fine.
     """
 
     is_differentiable = False
@@ -55,10 +56,10 @@ class ForegroundScores(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        zero = torch.tensor(0.0, dtype=torch.float64)
         for name in ("images", "dice_sum", "iou_sum"):
-            self.add_state(name, zero.clone(), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.tensor(0.0), dist_reduce_fx="sum")
+        # Whole numbers: float32 stops counting at 16.8 million pixels.
+        self.add_state("counts", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Count one batch.
@@ -68,17 +69,18 @@ class ForegroundScores(Metric):
             target: (N, 1, H, W), nuclei are 1.
         """
         counts = confusion(logits > 0, target > 0.5)
+        nan = torch.nan if logits.isnan().any() else 0.0
         self.images += len(counts)
-        self.dice_sum += dice(counts).sum()
-        self.iou_sum += iou(counts).sum()
+        self.dice_sum += dice(counts).sum() + nan
+        self.iou_sum += iou(counts).sum() + nan
         self.counts += counts.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
         """The four scores, NaN without any image."""
-        scores = {
+        nan = self.dice_sum * 0
+        return {
             "dice": self.dice_sum / self.images,
             "iou": self.iou_sum / self.images,
-            "dice_pooled": dice(self.counts),
-            "iou_pooled": iou(self.counts),
+            "dice_pooled": dice(self.counts) + nan,
+            "iou_pooled": iou(self.counts) + nan,
         }
-        return {name: score.float() for name, score in scores.items()}

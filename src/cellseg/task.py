@@ -42,6 +42,8 @@ class SegmentationTask(pl.LightningModule):
         warmup_steps: int = 100,
     ) -> None:
         super().__init__()
+        if warmup_steps < 0 or lr <= 0:
+            raise ValueError(f"negative warmup_steps={warmup_steps}, or lr={lr} not above 0")
         self.save_hyperparameters()
         self.net = UNet(base_channels=base_channels, depth=depth)
         # Faster on CPUs and on tensor cores, and the same to the last caller.
@@ -50,7 +52,7 @@ class SegmentationTask(pl.LightningModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.eval_loss = MeanMetric()
+        self.eval_loss = MeanMetric(nan_strategy="disable")
         self.eval_scores = ForegroundScores()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class SegmentationTask(pl.LightningModule):
             lr=self.lr,
             weight_decay=self.weight_decay,
         )
-        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        steps = self.trainer.estimated_stepping_batches  # infinite for a run limited by time
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, steps)
         )
@@ -131,9 +133,13 @@ class SegmentationTask(pl.LightningModule):
         self.eval_scores.reset()
 
 
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor of the learning rate: linear from 0 to 1, then half a cosine down to 0."""
-    warmup = min(warmup, total // 2)
+def warmup_cosine(step: int, warmup: float, total: float) -> float:
+    """Factor of the learning rate: linear from 0 to 1, then half a cosine down to 0.
+
+    Without an end, `total` being infinite, it stays at 1.
+    """
+    if total < math.inf:
+        warmup = min(warmup, total // 2)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

@@ -7,6 +7,7 @@ a toy: good to try and test the program and to watch a network learn, not to tra
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.polynomial.polynomial import polyval
@@ -202,3 +203,18 @@ class Generated:
     def digest(self) -> str:
         """As for any image, by its pixels."""
         return pixel_digest(self.image())
+
+
+def write(folder: str | Path, count: int, first: int = 0) -> None:
+    """Save generated images, without their labels, as PNG.
+
+    Args:
+        folder: Where to; it is made.
+        count: How many.
+        first: Number of the first one, see `generate`.
+    """
+    from PIL import Image
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        Image.fromarray(generate(number)[0]).save(Path(folder) / f"generated-{number:04d}.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,14 +29,15 @@ class DiceBCELoss(nn.Module):
         bce_weight: Weight of the binary cross-entropy, the mean over all pixels.
 
     Raises:
-        ValueError: A weight is negative, or both are zero.
+        ValueError: A weight is negative or not finite, or both are zero.
     """
 
     def __init__(self, dice_weight: float = 1.0, bce_weight: float = 1.0) -> None:
         super().__init__()
-        if min(dice_weight, bce_weight) < 0 or dice_weight + bce_weight == 0:
+        # Written so that NaN fails as well.
+        if not (min(dice_weight, bce_weight) >= 0 and 0 < dice_weight + bce_weight < math.inf):
             raise ValueError(
-                "the weights of the loss must not be negative and not both zero, got "
+                "the weights of the loss must be finite, not negative and not both zero, got "
                 f"dice_weight={dice_weight}, bce_weight={bce_weight}"
             )
         self.dice_weight = dice_weight

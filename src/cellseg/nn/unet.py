@@ -97,7 +97,11 @@ class UNet(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al. 2015 (https://arxiv.org/abs/1502.01852), which the U-Net paper asks for."""
+    """He et al. 2015 (https://arxiv.org/abs/1502.01852), which the U-Net paper asks for.
+
+    The transposed convolutions get 1 / sqrt(2) of it, since torch counts twice the inputs that
+    one of their outputs has; as no ReLU follows them, that keeps the variance.
+    """
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         if module.bias is not None:

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from cellseg import __version__
+from cellseg.data.synthetic import generate
+from cellseg.errors import OutputError
+from cellseg.predict import formats
+from conftest import SHARED, cellseg, find_checkpoint
+
+Predict = Callable[..., tuple[int, Path]]
+
+
+@pytest.fixture
+def predict(trained: Path, tmp_path: Path) -> Predict:
+    """Predicts a folder with the small model: the exit code, and where the results are."""
+
+    def run(source: Path, *more: object, out: str = "out") -> tuple[int, Path]:
+        model = ("--ckpt_path", find_checkpoint(trained), "--data.num_workers", 0)
+        paths = ("--data.predict_dir", source, "--output.dir", tmp_path / out)
+        return cellseg("predict", *model, *paths, *more), tmp_path / out
+
+    return run
+
+
+def save(path: Path, size: int = 48, number: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(generate(number, size=64)[0][:size, :size]).save(path)
+    return path
+
+
+def summary(out: Path) -> dict[str, dict[str, str]]:
+    with (out / "summary.csv").open(newline="") as lines:
+        return {row["file"]: row for row in csv.DictReader(lines)}
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_mirror_the_tree_and_the_summary_tells_what_they_hold(
+    predict: Predict, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    save(source / "a.png")
+    save(source / "deep er" / "Zelle ü.PNG", size=40)
+    code, out = predict(source)
+    assert code == 0
+    stems = ("a", "deep er/Zelle ü")
+    pictures = {f"{stem}_{kind}" for stem in stems for kind in ("labels.tif", "overlay.png")}
+    assert tree(out) == {*pictures, "summary.csv", "run.json"}
+    rows = summary(out)
+    assert list(rows) == ["a.png", "deep er/Zelle ü.PNG"]
+    for stem, row in zip(stems, rows.values(), strict=True):
+        labels = tifffile.imread(out / f"{stem}_labels.tif")
+        assert labels.dtype == np.uint16
+        assert labels.shape == (int(row["height"]), int(row["width"]))
+        areas = np.unique(labels[labels > 0], return_counts=True)[1]
+        assert int(row["nuclei"]) == len(areas) == labels.max()
+        if len(areas):
+            assert float(row["median_area_px"]) == np.median(areas)
+        assert row["status"] == "ok"
+        assert float(row["seconds"]) > 0
+
+
+def test_run_json_says_what_made_the_results(
+    predict: Predict, trained: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    _, out = predict(tmp_path / "in")
+    run = json.loads((out / "run.json").read_text())
+    assert run["version"] == __version__
+    assert run["model_sha256"] == sha256(find_checkpoint(trained).read_bytes()).hexdigest()
+    assert run["settings"]["model"]["base_channels"] == 4
+    assert (run["images"], run["errors"]) == (1, 0)
+
+
+def test_overlay_is_the_image_with_outlines_of_the_nuclei(tmp_path: Path) -> None:
+    image = np.full((30, 30, 3), 0.25, np.float32)
+    labels = np.zeros((30, 30), np.uint16)
+    labels[5:15, 5:15] = 1
+    formats.write_overlay(tmp_path / "o.png", image, labels)
+    shown = np.asarray(Image.open(tmp_path / "o.png"))
+    outline = (shown == formats.OUTLINE).all(axis=2)
+    ring = labels > 0
+    ring[6:14, 6:14] = False
+    np.testing.assert_array_equal(outline, ring)
+    np.testing.assert_array_equal(shown[~outline], 64)
+
+
+def test_labels_are_uint32_beyond_uint16(tmp_path: Path) -> None:
+    labels = np.arange(1, 70_001, dtype=np.uint32).reshape(280, 250)
+    formats.write_labels(tmp_path / "l.tif", labels)
+    read = tifffile.imread(tmp_path / "l.tif")
+    assert read.dtype == np.uint32
+    np.testing.assert_array_equal(read, labels)
+
+
+def test_equal_stems_keep_their_full_names(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("a.png", "A.tif", "b.ome.tif"):
+        save(source / name)
+    code, out = predict(source)
+    assert code == 0
+    stems = {name.removesuffix("_labels.tif") for name in tree(out) if name.endswith("labels.tif")}
+    assert stems == {"a.png", "A.tif", "b.ome"}
+
+
+def test_one_file_a_list_and_patterns(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("a.png", "b.png", "sub/c.png", "sub/d.tif"):
+        save(source / name)
+    assert list(summary(predict(source / "b.png", out="one")[1])) == ["b.png"]
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"in/a.png\n{source / 'sub' / 'c.png'}\nin/none.png\n")
+    code, out = predict(listed, out="listed")
+    assert code == 1
+    rows = summary(out)
+    assert list(rows) == ["a.png", "none.png", "sub/c.png"]
+    assert rows["none.png"]["status"] == "error"
+    patterns = ("--data.include", "*.png,*.tif", "--data.exclude", "sub/c*,b.png")
+    assert list(summary(predict(source, *patterns, out="some")[1])) == ["a.png", "sub/d.tif"]
+
+
+def test_results_go_beside_the_input_by_default(trained: Path, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    model = ("--ckpt_path", find_checkpoint(trained), "--data.num_workers", 0)
+    assert cellseg("predict", *model, "--data.predict_dir", tmp_path / "in") == 0
+    assert "a_labels.tif" in tree(tmp_path / "in_cellseg")
+
+
+def test_fault_1_nothing_to_predict(
+    tmp_path: Path, trained: Path, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.md").write_text("no image")
+    args = ("predict", "--ckpt_path", find_checkpoint(trained), "--output.dir", tmp_path / "out")
+    assert ".png" in fails(*args, "--data.predict_dir", tmp_path / "in")
+    assert "no such" in fails(*args, "--data.predict_dir", tmp_path / "none")
+    assert "--data.predict_dir" in fails(*args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fault_2_bad_files_among_good_ones(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    good = save(source / "good.png")
+    (source / "zero.png").touch()
+    (source / "half.png").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (source / "fake.tif").write_text("I am no image")
+    tifffile.imwrite(
+        source / "stack.tif", np.zeros((5, 20, 20), np.uint8), photometric="minisblack"
+    )
+    code, out = predict(source)
+    assert code == 1
+    rows = summary(out)
+    status = {name: row["status"] for name, row in rows.items()}
+    bad = dict.fromkeys(("zero.png", "half.png", "fake.tif", "stack.tif"), "error")
+    assert status == {"good.png": "ok", **bad}
+    for name in bad:
+        assert rows[name]["message"].startswith(name)
+        assert "\n" not in rows[name]["message"]
+    assert tree(out) == {"good_labels.tif", "good_overlay.png", "summary.csv", "run.json"}
+
+
+def test_fault_3_foreign_litter_and_own_outputs(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    save(source / "a.png")
+    for name in (".DS_Store", "._a.png", "Thumbs.db"):
+        (source / name).write_bytes(b"litter")
+    code, out = predict(source, out="in/results")
+    assert code == 0
+    first = tree(out)
+    # Again: into the same folder, and into another one with the first one's results in view.
+    assert predict(source, out="in/results")[0] == 0
+    assert tree(out) == first
+    assert list(summary(predict(source, out="elsewhere")[1])) == ["a.png"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 33), (100, 160)])
+def test_fault_11_odd_sizes(shape: tuple[int, int], predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
+    code, out = predict(tmp_path / "in")
+    assert code == 0
+    assert tifffile.imread(out / "a_labels.tif").shape == shape
+
+
+def test_fault_13_black_constant_and_hot_pixel_are_written(
+    predict: Predict, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    hot = np.zeros((64, 64), np.uint8)
+    hot[20, 30] = 255
+    for name, pixels in (("black", hot * 0), ("constant", hot * 0 + 77), ("hot", hot)):
+        Image.fromarray(pixels).save(source / f"{name}.png")
+    code, out = predict(source)
+    assert code == 0
+    assert {row["status"] for row in summary(out).values()} == {"ok"}
+    for name in ("black", "constant", "hot"):
+        assert tifffile.imread(out / f"{name}_labels.tif").shape == (64, 64)
+        assert (out / f"{name}_overlay.png").is_file()
+
+
+def test_fault_14_nan_pixels_are_said_and_do_no_harm(predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    clean = generate(1, size=64)[0][..., 0].astype(np.float32)
+    for name, bad in (("clean", 0), ("nan", 7)):
+        pixels = clean.copy()
+        pixels.ravel()[:bad] = [np.nan, np.inf, -np.inf, *[np.nan] * 4][:bad]
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", pixels)
+    code, out = predict(tmp_path / "in")
+    assert code == 0
+    rows = summary(out)
+    assert rows["clean.tif"]["message"] == ""
+    assert "21 NaN" in rows["nan.tif"]["message"] or "7 NaN" in rows["nan.tif"]["message"]
+
+
+def test_fault_15_links_are_followed_once(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    save(source / "real" / "a.png")
+    save(tmp_path / "far" / "b.png")
+    (source / "link").symlink_to(tmp_path / "far")
+    (source / "real" / "loop").symlink_to(source)
+    code, out = predict(source)
+    assert code == 0
+    assert list(summary(out)) == ["link/b.png", "real/a.png"]
+
+
+def test_fault_16_output_that_cannot_be_written_is_named(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "file").write_text("in the way")
+    args = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "file")
+    assert cellseg("predict", "--ckpt_path", find_checkpoint(trained), *args) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("cellseg: error: ")
+    assert str(tmp_path / "file") in last
+
+
+def test_no_half_file_is_left_when_writing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a_labels.tif"
+    path.write_text("earlier work")
+
+    def full(name: Path, *args: object, **kwargs: object) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    with pytest.raises(OutputError, match="No space left"):
+        formats.write_labels(path, np.zeros((3, 3), np.uint16))
+    assert path.read_text() == "earlier work"
+    assert tree(tmp_path) == {"a_labels.tif"}
+
+
+def test_fault_19_sigterm_ends_predict_after_the_image_at_hand(
+    trained: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    save(source / "0000.png", size=64)
+    for number in range(1, 3000):
+        os.link(source / "0000.png", source / f"{number:04d}.png")
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cellseg", "predict", "--data.predict_dir", str(source)),
+            *("--ckpt_path", str(find_checkpoint(trained)), "--output.dir", str(out)),
+            *("--data.num_workers", "0", "--trainer.enable_progress_bar", "false"),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*_labels.tif")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    done = summary(out)
+    assert 0 < len(done) < 3000
+    assert {row["status"] for row in done.values()} == {"ok"}
+    assert len(tree(out)) == 2 * len(done) + 2
+
+
+def test_results_do_not_pile_up_in_memory(trained: Path, tmp_path: Path) -> None:
+    # Were predictions kept, 40 more images of 0.5 MB would add some 40 MB (float32 maps more).
+    code = (
+        "import resource, sys\n"
+        "from cellseg.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "sys.exit(code)\n"
+    )
+    peaks = []
+    for count in (4, 44):
+        source = tmp_path / f"in{count}"
+        source.mkdir()
+        image = Image.fromarray(np.tile(generate(2)[0], (2, 2, 1)))
+        for number in range(count):
+            image.save(source / f"{number}.png")
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", code, "predict", "--data.predict_dir", source),
+                *("--ckpt_path", find_checkpoint(trained), "--output.dir", tmp_path / f"o{count}"),
+                *("--data.num_workers", "0", "--trainer.enable_progress_bar", "false"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 20, peaks
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real files of ../shared")
+def test_real_files_of_laboratories(predict: Predict, tmp_path: Path) -> None:
+    source = SHARED / "data" / "formats"
+    code, out = predict(source)
+    assert code == 1
+    rows = summary(out)
+    bad = [name for name, row in rows.items() if row["status"] == "error"]
+    assert bad == ["instanseg_fluorescence_multich.tif"]
+    assert "2 C x 450 Y x 450 X" in rows[bad[0]]["message"]
+    assert len(rows) == 12
+    sizes = {name: (row["height"], row["width"]) for name, row in rows.items()}
+    assert sizes["test_image_SYX.ome.tif"] == ("513", "639")
+    assert sizes["kidney_48_5_rgb.tif"] == ("901", "1493")
+
+
+def test_a_read_only_input_folder_is_no_hindrance(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    save(source / "a.png")
+    source.chmod(0o555)
+    try:
+        assert predict(source)[0] == 0
+    finally:
+        source.chmod(0o755)
+    shutil.rmtree(source)
