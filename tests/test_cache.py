@@ -238,6 +238,7 @@ def test_a_digest_tells_pixels_apart_and_ignores_names_and_formats(tmp_path: Pat
     tifffile.imwrite(tmp_path / "b.tif", pixels, compression="lzw", photometric="rgb")
     one, other = (read_image(tmp_path / name) for name in ("a.png", "b.tif"))
     assert pixel_digest(one) == pixel_digest(other)
+    assert len(bytes.fromhex(pixel_digest(one))) == 8
     changed = pixels.copy()
     changed[5, 7, 2] ^= 1
     lookalikes = [changed, pixels.reshape(8, 6, 3), pixels.view(np.int8)]

@@ -79,7 +79,7 @@ LOSSLESS = {
     "TIFF, LZW with predictor": (tiff(RGB, compression="lzw", predictor=True), RGB),
     "TIFF, deflate": (pillow(RGB, "TIFF", compression="tiff_adobe_deflate"), RGB),
     "TIFF, tiled": (tiff(RGB, photometric="rgb", tile=(16, 32)), RGB),
-    "TIFF, BigTIFF": (tiff(RGB, photometric="rgb", bigtiff=True), RGB),
+    "TIFF, BigTIFF": (tiff(DEEP, photometric="rgb", bigtiff=True), DEEP),
     "TIFF, OME": (tiff(RGB, photometric="rgb", ome=True), RGB),
     "TIFF, ImageJ": (tiff(RGB, photometric="rgb", imagej=True), RGB),
     "TIFF, planar RGB": (tiff(PLANES, photometric="rgb", planarconfig="separate"), RGB),
@@ -370,6 +370,11 @@ def test_noise_of_one_part_in_ten_thousand_is_not_stretched_to_full_contrast(dty
     assert 0 < np.ptp(result) < 0.15
 
 
+def test_less_than_a_grey_level_is_not_stretched_to_full_contrast() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    np.testing.assert_allclose(normalise(image, np.array([99.7, 100.0])), 0.3, atol=1e-5)
+
+
 def test_limits_ignore_nan_and_infinite_pixels() -> None:
     image = RNG.normal(5, 2, (30, 30, 3)).astype(np.float32)
     holes = RNG.random(image.shape) < 0.1
@@ -439,6 +444,7 @@ def spoilt(value: float, dtype: type) -> bytes:
         pytest.param(pillow(SIXTEEN_COLOURS, "PNG"), "colour", id="palette"),
         pytest.param(spoilt(0.5, np.float32), "fractions", id="fraction"),
         pytest.param(spoilt(np.nan, np.float32), "fractions", id="NaN"),
+        pytest.param(spoilt(np.inf, np.float32), "fractions", id="infinite"),
         pytest.param(spoilt(-1, np.int16), "negative", id="negative"),
         pytest.param(spoilt(-1, np.float32), "negative", id="negative float"),
         pytest.param(b"", "empty", id="empty file"),

@@ -198,7 +198,7 @@ def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
     train = {f"train/{name}" for name in ("loss", "lr", "images_per_second")}
     assert scores | train <= tags["scalars"]
     assert "best/dice" in tags["scalars"]
-    assert any(name.startswith("val/panel") for name in tags["images"])
+    assert any(name.startswith("panel/n") for name in tags["images"])
     assert "val/precision_recall" in tags["tensors"]
     assert any(name.startswith("config") for name in tags["tensors"])
     assert any("hparams" in name for name in tags["tensors"] | set(_hparams(tmp_path)))

@@ -233,13 +233,15 @@ class Application(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand].trainer
-        if self.subcommand == "fit" and self.stored is not None and settings.logger is True:
-            # A resumed run goes on in its folder, or it would forget which checkpoint was best.
-            log_dir = self.ckpt_path.absolute().parents[1]
-            if log_dir.parent == Path(settings.default_root_dir).absolute() / "lightning_logs":
-                kwargs["logger"] = TensorBoardLogger(
-                    settings.default_root_dir, version=log_dir.name
-                )
+        if self.subcommand == "fit" and settings.logger is True:
+            root, version = settings.default_root_dir, None
+            if self.stored is not None:
+                # A resumed run goes on in its folder, or it would forget which was the best.
+                log_dir = self.ckpt_path.absolute().parents[1]
+                if log_dir.parent == Path(root).absolute() / "lightning_logs":
+                    version = log_dir.name
+            # Lightning's own choice of logger also draws a metric that is always -1.
+            kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:

@@ -97,6 +97,9 @@ class Dashboard(pl.Callback):
             # Indented by four, Markdown shows it as it is.
             text = "".join(f"    {line}\n" for line in self.config_text.splitlines())
             writer.add_text("config", text)
+            writer.add_text(
+                "panel", "image, truth, probability, errors (white right, red missed, blue extra)"
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start_clock()
@@ -115,7 +118,6 @@ class Dashboard(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._histogram = torch.zeros(2, self.THRESHOLDS, dtype=torch.float64)
-        self._panel: list[Tensor] = []
 
     def on_validation_batch_end(
         self,
@@ -133,22 +135,18 @@ class Dashboard(pl.Callback):
             self._histogram[row] += (
                 torch.histc(probs[value], self.THRESHOLDS, min=0, max=1).cpu().double()
             )
-        if len(self._panel) < self.images and self._is_panel_epoch(trainer):
-            self._panel.append(panel_row(batch["image"][0], target[0, 0], probs[0, 0], self.side))
+        if self._is_panel_epoch(trainer) and batch_idx in self._panel_batches(trainer):
+            panel = panel_row(batch["image"][0], target[0, 0], probs[0, 0], self.side)
+            writer = _writer(trainer)
+            if writer is not None:
+                writer.add_image(f"panel/{batch['id'][0]}", panel, trainer.global_step)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         histogram = trainer.strategy.reduce(self._histogram.to(pl_module.device), reduce_op="sum")
         writer = _writer(trainer)
         if writer is None or trainer.sanity_checking:
             return
-        step = trainer.global_step
-        _add_pr_curve(writer, torch.as_tensor(histogram).cpu(), step)
-        if self._panel:
-            writer.add_image(
-                "val/panel: image | truth | probability | errors (missed red, extra blue)",
-                torch.cat(self._panel, dim=1),
-                step,
-            )
+        _add_pr_curve(writer, torch.as_tensor(histogram).cpu(), trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -166,13 +164,18 @@ class Dashboard(pl.Callback):
     def _start_clock(self) -> None:
         self._since, self._images_seen = time.monotonic(), 0
 
+    def _panel_batches(self, trainer: pl.Trainer) -> set[int]:
+        # Spread over the validation images, which are sorted, so that all kinds are shown.
+        size = int(trainer.num_val_batches[0])
+        return {place * size // self.images for place in range(min(self.images, size))}
+
     def _is_panel_epoch(self, trainer: pl.Trainer) -> bool:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
         return trainer.current_epoch % self.every_n_epochs == 0 or last
 
 
 def panel_row(image: Tensor, target: Tensor, probs: Tensor, side: int) -> Tensor:
-    """Image, truth, probability and errors side by side, on a square of `side` px each.
+    """Image, truth, probability and errors side by side.
 
     Correct nuclei are white in the errors, missed pixels red, extra ones blue: colours that
     stay apart for the colour-blind.
@@ -181,21 +184,17 @@ def panel_row(image: Tensor, target: Tensor, probs: Tensor, side: int) -> Tensor
         image: (3, H, W) in [0, 1].
         target: (H, W) boolean.
         probs: (H, W) in [0, 1].
-        side: Side of each square; larger images are cropped to their top-left corner.
+        side: Larger images are cropped to their top-left corner.
 
     Returns:
-        (3, side, 4 * side) on the CPU.
+        (3, h, 4 * w + 12) on the CPU, with h and w at most `side`.
     """
     preds = probs > 0.5
-    red, blue = target, preds
-    errors = torch.stack([red, target & preds, blue]).float()
+    errors = torch.stack([target, target & preds, preds]).float()
     tiles = [image.float(), target.float().expand(3, -1, -1), probs.expand(3, -1, -1), errors]
-    row = torch.full((3, side, 4 * side), 0.5)
-    for place, tile in enumerate(tiles):
-        cut = tile[:, : side - 4, : side - 4].cpu()
-        left = place * side
-        row[:, : cut.shape[1], left : left + cut.shape[2]] = cut
-    return row
+    cut = [tile[:, :side, :side].cpu() for tile in tiles]
+    gap = torch.full((3, cut[0].shape[1], 4), 0.5)
+    return torch.cat([cut[0], gap, cut[1], gap, cut[2], gap, cut[3]], dim=2)
 
 
 def _writer(trainer: pl.Trainer) -> Any:
