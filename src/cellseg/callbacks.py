@@ -117,7 +117,7 @@ class Dashboard(pl.Callback):
         pl_module.log("train/images_per_second", self._images_seen / seconds)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._histogram = torch.zeros(2, self.THRESHOLDS, dtype=torch.float64)
+        self._histogram = torch.zeros(2, self.THRESHOLDS, dtype=torch.int64)
 
     def on_validation_batch_end(
         self,
@@ -132,9 +132,8 @@ class Dashboard(pl.Callback):
             return
         probs, target = outputs.float().sigmoid(), (batch["labels"] > 0).unsqueeze(1)
         for row, value in enumerate((target, ~target)):
-            self._histogram[row] += (
-                torch.histc(probs[value], self.THRESHOLDS, min=0, max=1).cpu().double()
-            )
+            counts = torch.histc(probs[value], self.THRESHOLDS, min=0, max=1)
+            self._histogram[row] += counts.cpu().long()
         if self._is_panel_epoch(trainer) and batch_idx in self._panel_batches(trainer):
             panel = panel_row(batch["image"][0], target[0, 0], probs[0, 0], self.side)
             writer = _writer(trainer)

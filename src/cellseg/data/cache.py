@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,18 +126,16 @@ def _compact(labels: Array) -> Array:
 
 
 def _write(folder: Path, image: Array, labels: Array) -> None:
+    draft = folder.with_name(f".draft-{os.getpid()}-{folder.name}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".draft-"))
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: {error.strerror}; name a writable folder with --data.cache_dir"
-        ) from error
-    try:
+        draft.mkdir(parents=True)
         np.save(draft / "image.npy", np.ascontiguousarray(image))
         np.save(draft / "labels.npy", labels)
         os.replace(draft, folder)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         if not folder.is_dir():  # else another process was first
-            raise InputError(f"{folder}: {error.strerror}") from error
+            raise InputError(
+                f"{folder}: {error.strerror}; name a writable folder with --data.cache_dir"
+            ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

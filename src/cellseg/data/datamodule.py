@@ -105,6 +105,8 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(
                 "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
             )
+        if min(seed, split_seed) < 0:
+            raise InputError("--data.seed and --data.split_seed must not be negative")
         # What a model must be given again; the rest belongs to the run, not to the model.
         self.save_hyperparameters({"percentiles": [float(low), float(high)]})
         self.root = root

@@ -13,7 +13,6 @@ from torch.utils.data import Dataset, Sampler
 from cellseg.data.folders import output_stems
 from cellseg.data.images import Array, intensity_limits, normalise, read_image
 from cellseg.data.transforms import Augmentation
-from cellseg.errors import InputError
 
 
 class Annotation(Protocol):
@@ -127,7 +126,7 @@ class FileDataset(Dataset[dict[str, Any]]):
         }
         try:
             image = read_image(self.base / name, name)
-        except (InputError, OSError, MemoryError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             return item | {"error": str(error) or type(error).__name__}
         bad = int(image.size - np.isfinite(image).sum()) if image.dtype.kind == "f" else 0
         if bad:

@@ -140,7 +140,8 @@ def _paired(
     parent: PurePosixPath, images: list[str], masks: list[str], missing: list[str]
 ) -> Iterator[Sample]:
     stems = _by_stem(masks)
-    if len(images) == 1 and masks and PurePosixPath(images[0]).stem not in stems:
+    own_mask = PurePosixPath(images[0]).stem in stems
+    if parent.name and len(images) == 1 and (len(masks) > 1 or (masks and not own_mask)):
         # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
         yield Sample(parent.name, images[0], tuple(masks), whole=False)
         return
@@ -163,7 +164,7 @@ def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
         for suffix in ("_labels", "_masks")
         if PurePosixPath(name).stem.endswith(suffix)
     }
-    for name in names:
+    for name, identity in zip(names, output_stems(names), strict=True):
         path = PurePosixPath(name)
         if name in annotations or path.stem.endswith("_overlay"):
             continue
@@ -177,7 +178,7 @@ def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
         if len(own) > 1:
             raise InputError(f"{name}: has several masks: {', '.join(own)}")
         if own:
-            yield Sample(str(path.with_suffix("")), name, (own[0],), whole=True)
+            yield Sample(identity, name, (own[0],), whole=True)
         else:
             missing.append(name)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from cellseg.errors import InputError
 
@@ -16,6 +17,8 @@ Array = NDArray[Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 # Written into our TIFFs, so that a later run does not take them for images.
 SOFTWARE = "cellseg"
+# TIFF photometric interpretations that need no conversion: white is 0, black is 0, RGB, palette.
+PLAIN = (0, 1, 2, 3)
 
 
 def is_image(name: str) -> bool:
@@ -50,7 +53,8 @@ def read_image(source: Path | bytes, name: str = "") -> Array:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
-    return pixels.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and counts as such
+        return pixels.astype(np.float32)
 
 
 def read_labels(source: Path | bytes, name: str = "") -> Array:
@@ -88,6 +92,8 @@ def read_pixels(source: Path | bytes, name: str = "") -> Array:
             pixels = _read_other(data, name)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not an image, or damaged at its start") from error
     except Exception as error:  # each decoder has exceptions of its own for damage
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{name}: cannot be read: {cause}") from error
@@ -102,24 +108,37 @@ def _read_tiff(data: bytes, name: str) -> Array:
     import tifffile
 
     with tifffile.TiffFile(BytesIO(data)) as tiff:
-        if len(tiff.series) != 1:
+        if not tiff.series:
+            raise InputError(f"{name}: no image in it; the file is cut off or damaged")
+        if len(tiff.series) > 1:
             raise InputError(
                 f"{name}: holds {len(tiff.series)} images; save the one to segment on its own"
             )
         series = tiff.series[0]
         page = series.keyframe
+        for part in series.pages:
+            # Decoders fill up what a cut-off strip lacks.
+            if part is None or any(
+                offset + count > len(data)
+                for offset, count in zip(part.dataoffsets, part.databytecounts, strict=True)
+            ):
+                raise InputError(f"{name}: the file is cut off")
+        if page.photometric not in PLAIN and page.compression != tifffile.COMPRESSION.JPEG:
+            return _read_other(data, name)  # CMYK and the like: Pillow converts them
         pixels = series.asarray()
         sizes = {a: n for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"}
         axes, pixels = "".join(sizes), pixels.reshape(tuple(sizes.values()))
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            pixels = _inverted(pixels)
+            pixels = -pixels if pixels.dtype.kind == "f" else ~pixels
+        alpha = bool(page.extrasamples) and page.extrasamples[0] != 0
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE and axes == "YX":
             # 16-bit entries, in which an 8-bit colour v is stored as v * 257.
             pixels = np.moveaxis(np.asarray(page.colormap) >> 8, 0, -1).astype(np.uint8)[pixels]
             axes = "YXS"
     if axes in ("SYX", "CYX") and pixels.shape[0] in (3, 4):
         pixels, axes = np.moveaxis(pixels, 0, -1), "YXS"
-    if axes == "YX" or (axes in ("YXS", "YXC") and pixels.shape[2] <= 4):
+    # Beyond grey and RGB, only transparency may be left out.
+    if axes == "YX" or (axes in ("YXS", "YXC") and pixels.shape[2] - alpha in (1, 3)):
         return pixels
     shape = " x ".join(f"{n} {a}" for a, n in zip(axes, pixels.shape, strict=True))
     raise InputError(
@@ -127,21 +146,12 @@ def _read_tiff(data: bytes, name: str) -> Array:
     )
 
 
-def _inverted(pixels: Array) -> Array:
-    if pixels.dtype == bool:
-        return ~pixels
-    top = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else pixels.max()
-    return np.subtract(top, pixels, dtype=pixels.dtype)
-
-
 def _read_other(data: bytes, name: str) -> Array:
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16:
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
         # Pillow reads 16-bit RGB as 8-bit.
         import imagecodecs
 
         return np.asarray(imagecodecs.png_decode(data))
-    from PIL import Image
-
     with Image.open(BytesIO(data)) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1:
@@ -190,6 +200,9 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
     floor = 1e-3 * max(abs(low), abs(high), 1e-30)
     if image.dtype.kind in "ui":
         floor = max(floor, 1.0)
-    scaled = (image.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, floor))
+    span = max(high - low, floor)
+    # Floating images in double precision, where the widest range of float32 does not overflow.
+    wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
+    scaled = (np.clip(wide, low, low + span) - low) / span
     np.nan_to_num(scaled, copy=False, nan=0.0)
-    return np.clip(scaled, 0, 1, out=scaled)
+    return scaled.astype(np.float32, copy=False)

@@ -98,7 +98,10 @@ def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Spli
 def _read_column(path: Path, column: str, flag: str) -> dict[str, str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            return {row["image_id"]: row[column] for row in csv.DictReader(lines)}
+            table = {row["image_id"]: row[column] for row in csv.DictReader(lines)}
+        if not table:
+            raise KeyError(column)
+        return table
     except OSError as error:
         raise InputError(f"{flag} {path}: {error.strerror or error}") from error
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
@@ -121,7 +124,7 @@ def _group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
         ) from error
     matches = {sample: pattern.search(sample) for sample in ids}
     return {
-        sample: (match[1] if pattern.groups else match[0]) if match else sample
+        sample: ((pattern.groups and match[1]) or match[0]) if match else sample
         for sample, match in matches.items()
     }
 

@@ -6,6 +6,7 @@ The only module that knows albumentations; 2.0.8 is its last release under the M
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,9 @@ class Augmentation:
         """
         if self._pipeline is None:  # here, so that only training imports albumentations
             self._pipeline = _pipeline(self.crop_size, self.strength)
-        self._pipeline.set_random_seed(seed)
+        # One pair of generators for the whole pipeline. `set_random_seed` would start every
+        # transform with the same number: all of them would happen together or not at all.
+        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         done = self._pipeline(image=image, mask=labels)
         return np.clip(done["image"], 0, 1, dtype=np.float32), done["mask"]
 
