@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -7,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from cellseg import __version__
 from cellseg.application import EXAMPLES, _bracket_lists
@@ -219,6 +222,8 @@ def test_the_run_keeps_its_config_and_writes_nowhere_else(
     assert saved["model"]["base_channels"] == 4
     written = set(run.rglob("*"))
     assert cellseg("test", "--ckpt_path", find_checkpoint(run), *args) == 0
+    images = ("--data.predict_dir", nuclei / "images", "--output.dir", tmp_path / "out")
+    assert cellseg("predict", "--ckpt_path", find_checkpoint(run), *images) == 0
     assert set(run.rglob("*")) == written
     assert list(here.iterdir()) == []
 
@@ -273,6 +278,24 @@ class TestPrecedence:
         args = ("--model.base_channels", 4, "--data.percentiles", "1,99.8")
         ckpt = find_checkpoint(trained)
         assert cellseg("test", "--ckpt_path", ckpt, "--data.root", nuclei, *args) == 0
+
+    def test_stored_normalisation_is_used_without_a_flag(
+        self, trained: Path, nuclei: Path, tmp_path: Path
+    ) -> None:
+        content = stored(find_checkpoint(trained))
+        content["datamodule_hyper_parameters"]["percentiles"] = [20.0, 70.0]
+        # A setting of another version does no harm.
+        content["hyper_parameters"]["renamed_since"] = 1
+        torch.save(content, tmp_path / "m.ckpt")
+        images = ("--data.predict_dir", nuclei / "images" / "n00.png")
+        out = tmp_path / "out"
+        code = cellseg("predict", "--ckpt_path", tmp_path / "m.ckpt", *images, "--output.dir", out)
+        assert code == 0
+        settings = json.loads((out / "run.json").read_text())["settings"]
+        assert settings["data"]["percentiles"] == [20.0, 70.0]
+        # Half of the pixels lie outside of such limits, so the overlay shows the stretch.
+        shown = np.asarray(Image.open(out / "n00_overlay.png").convert("L"))
+        assert ((shown == 0) | (shown == 255)).mean() > 0.25
 
     def test_other_flags_win_over_the_checkpoint_and_defaults_do_not(
         self, trained: Path, nuclei: Path, tmp_path: Path

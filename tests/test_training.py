@@ -310,23 +310,35 @@ def test_fault_28_two_processes(command: str, nuclei: Path, trained: Path, tmp_p
         assert value, shown.stdout
         assert float(value[1]) == pytest.approx(list(logged.values())[-1], abs=1e-5)
         return
-    # Three images, then one: fewer than processes.
-    for count in (3, 1):
+    # Five files, one of them bad, then one: fewer than processes.
+    for count, code in ((5, 1), (1, 0)):
         folder = tmp_path / f"images{count}"
         folder.mkdir()
-        for path in sorted((nuclei / "images").iterdir())[:count]:
+        for path in sorted((nuclei / "images").iterdir())[: count - code]:
             (folder / path.name).write_bytes(path.read_bytes())
+        if code:
+            (folder / "bad.png").write_text("no image")
         out = {name: tmp_path / f"{name}{count}" for name in ("one", "two")}
         args = ("predict", "--ckpt_path", find_checkpoint(trained), "--data.predict_dir", folder)
         args = (*args, "--data.num_workers", 0)
-        assert run_process(*args, "--output.dir", out["one"]).returncode == 0
+        assert run_process(*args, "--output.dir", out["one"]).returncode == code
         done = run_process(*args, "--output.dir", out["two"], *devices)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
         names = {name: sorted(p.name for p in path.iterdir()) for name, path in out.items()}
         assert names["one"] == names["two"]
-        assert len(names["one"]) == 2 * count + 2
+        assert len(names["one"]) == 2 * (count - code) + 2
         for name in names["one"]:
             if name.endswith(("_labels.tif", "_overlay.png")):
                 assert (out["one"] / name).read_bytes() == (out["two"] / name).read_bytes()
         summaries = [(path / "summary.csv").read_text().splitlines() for path in out.values()]
         assert len(summaries[0]) == len(summaries[1]) == count + 1
+
+
+def test_one_validation_image_on_two_processes(nuclei: Path, tmp_path: Path) -> None:
+    done = run_process(
+        *("fit", "--data.root", nuclei, *SMALL, "--config", "ddp.yaml"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.max_epochs", 1),
+        *("--trainer.default_root_dir", tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    assert find_checkpoint(tmp_path, "best").is_file()

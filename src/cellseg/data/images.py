@@ -203,6 +203,6 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
     span = max(high - low, floor)
     # Floating images in double precision, where the widest range of float32 does not overflow.
     wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
-    scaled = (np.clip(wide, low, low + span) - low) / span
+    scaled: NDArray[Any] = (np.clip(wide, low, low + span) - low) / span
     np.nan_to_num(scaled, copy=False, nan=0.0)
-    return scaled.astype(np.float32, copy=False)
+    return np.asarray(scaled, np.float32)
