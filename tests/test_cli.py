@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 
 from cellseg import __version__
-from cellseg.application import EXAMPLES, _bracket_lists
+from cellseg.arguments import EXAMPLES, bracket_lists
 from cellseg.cli import main
+from cellseg.data.datamodule import NucleiDataModule
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -116,7 +117,7 @@ def test_packaged_config_is_found_by_name_only_where_no_file_has_it(
 
 def test_lists_are_given_with_commas() -> None:
     args = ["--data.include", "*.png,b c.tif", "--data.percentiles=2,98", "--data.root", "a,b"]
-    assert _bracket_lists(args) == [
+    assert bracket_lists(args, {"data": NucleiDataModule}) == [
         *("--data.include", '["*.png", "b c.tif"]', "--data.percentiles=[2,98]"),
         *("--data.root", "a,b"),
     ]

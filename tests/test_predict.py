@@ -212,7 +212,9 @@ def test_fault_13_black_constant_and_hot_pixel_are_written(
         Image.fromarray(pixels).save(source / f"{name}.png")
     code, out = predict(source)
     assert code == 0
-    assert {row["status"] for row in summary(out).values()} == {"ok"}
+    rows = summary(out)
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert rows["black.png"]["nuclei"] == rows["constant.png"]["nuclei"] == "0"
     for name in ("black", "constant", "hot"):
         assert tifffile.imread(out / f"{name}_labels.tif").shape == (64, 64)
         assert (out / f"{name}_overlay.png").is_file()

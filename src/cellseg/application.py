@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, checkpoint
+from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
@@ -31,6 +29,8 @@ from cellseg.task import SegmentationTask
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
 STOPPED_BY_SIGTERM = 143
+# Our groups of flags, as far as they may take lists.
+GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 # Warnings of Lightning's that are of no use to whom they reach.
 QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own use of torch
@@ -43,19 +43,6 @@ QUIET = (
     "The ``compute`` method of metric .* was called before",  # a process without an image
     "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
 )
-
-EXAMPLES = {
-    "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
-    "validate": "cellseg validate --ckpt_path best.ckpt --data.root stage1_train.zip",
-    "test": "cellseg test --ckpt_path best.ckpt --data.root stage1_train.zip",
-    "predict": "cellseg predict --ckpt_path best.ckpt --data.predict_dir images",
-}
-DESCRIPTIONS = {
-    "fit": "Train on annotated images.",
-    "validate": "Score a checkpoint on the validation side of its split.",
-    "test": "Score a checkpoint on the test side of its split, or on new annotated images.",
-    "predict": "Find the nuclei of every image in a folder.",
-}
 
 
 def run(
@@ -96,7 +83,7 @@ class Application(LightningCLI):
         super().__init__(
             model_class,
             NucleiDataModule,
-            args=_bracket_lists(_find_configs(args)),
+            args=bracket_lists(find_configs(args), GROUPS),
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -164,7 +151,9 @@ class Application(LightningCLI):
                 self._apply_checkpoint(parser, args)
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise InputError(self._explain(str(error), args)) from error
+            command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
+            known = [action.dest for action in self._parser(command)._actions]
+            raise InputError(explain(str(error), command, known)) from error
         if self.stored is not None:
             self.config[self.config.subcommand].ckpt_path = str(self.ckpt_path)
 
@@ -196,26 +185,6 @@ class Application(LightningCLI):
         subparser = self._parser(command)
         known = {action.dest for action in subparser._actions}
         subparser.set_defaults({k: v for k, v in self.stored.settings.items() if k in known})
-
-    def _explain(self, message: str, args: Sequence[str]) -> str:
-        """An error of the parser with the nearest right word."""
-        if choice := re.search(r"invalid choice: '(\S+)'", message):
-            near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
-            better = near[0] if near else f"predict --data.predict_dir {choice[1]}"
-            return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
-        command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
-        unknown = re.search(r"unrecognized arguments: (\S+)|not accept option '(\S+)'", message)
-        if not unknown:
-            return message
-        word = unknown[1] or unknown[2]
-        if unknown[1] and not word.startswith("-"):
-            flag = "--data.predict_dir" if command == "predict" else "--data.root"
-            return f"{word}: a value without a name. Did you mean {flag} {word}?"
-        key = word.lstrip("-").split("=")[0]
-        known = [action.dest for action in self._parser(command)._actions]
-        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{key}: no such setting of {command}{hint}"
 
     def before_instantiate_classes(self) -> None:
         for message in QUIET:
@@ -292,39 +261,3 @@ def _describe(text: str, *commands: str) -> str:
 
 def _plain(value: Any) -> str:
     return ",".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)
-
-
-def _find_configs(args: list[str]) -> list[str]:
-    """Replace a config that is no file here by the packaged one of that name."""
-    found = []
-    for before, arg in zip(["", *args], args, strict=False):
-        flag, equals, value = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
-        if (before in ("--config", "-c") or equals) and not Path(value).exists():
-            packaged = _configs() / Path(value).name
-            value = str(packaged) if packaged.is_file() else value
-        found.append(flag + equals + value)
-    return found
-
-
-def _configs() -> Path:
-    installed = Path(str(files("cellseg"))) / "configs"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
-
-
-def _bracket_lists(args: list[str]) -> list[str]:
-    """`a,b` as the `["a","b"]` that the parser wants, for the flags that take a list."""
-    kinds = {
-        f"--{group}.{name}": str(hint)
-        for group, owner in (("data", NucleiDataModule), ("output", PredictionWriter))
-        for name, hint in get_type_hints(owner.__init__).items()
-        if re.search(r"\b(list|tuple)\[", str(hint))
-    }
-    done: list[str] = []
-    for arg in args:
-        flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
-        owner = flag if equals else (done[-1] if done else "")
-        if owner in kinds and value and not value.startswith("["):
-            words = value.split(",")
-            value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
-        done.append(flag + equals + value)
-    return done

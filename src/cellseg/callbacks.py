@@ -130,7 +130,7 @@ class Dashboard(pl.Callback):
     ) -> None:
         if outputs is None or trainer.sanity_checking:
             return
-        probs, target = outputs.float().sigmoid(), (batch["labels"] > 0).unsqueeze(1)
+        probs, target = outputs.float().sigmoid(), (batch["labels"] > 0)[:, None]
         for row, value in enumerate((target, ~target)):
             counts = torch.histc(probs[value], self.THRESHOLDS, min=0, max=1)
             self._histogram[row] += counts.cpu().long()

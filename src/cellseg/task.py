@@ -61,7 +61,7 @@ class SegmentationTask(pl.LightningModule):
         return logits
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
-        loss, _, _ = self._step(batch)
+        loss: Tensor = self.loss(self(batch["image"]), foreground(batch["labels"]))
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -82,7 +82,7 @@ class SegmentationTask(pl.LightningModule):
         """Labels of one file: `labels` (H, W), or nothing where it could not be read."""
         if batch["error"]:
             return {}
-        probs = self(batch["image"])[0, 0].float().sigmoid()
+        probs = self._whole_image_logits(batch["image"])[0, 0].float().sigmoid()
         return {"labels": decode(probs.cpu().numpy())}
 
     def configure_optimizers(self) -> Any:
@@ -111,16 +111,17 @@ class SegmentationTask(pl.LightningModule):
         for state in checkpoint.get("lr_schedulers", []):
             state["base_lrs"] = [self.lr for _ in state["base_lrs"]]
 
-    def _step(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        target = (batch["labels"] > 0).unsqueeze(1).float()
-        logits = self(batch["image"])
-        return self.loss(logits, target), logits, target
+    def _whole_image_logits(self, image: Tensor) -> Tensor:
+        """Logits as `forward` gives them, but of background where an image has no contrast."""
+        blank = image.amax((1, 2, 3)) == image.amin((1, 2, 3))
+        logits: Tensor = self(image)
+        return logits.masked_fill(blank[:, None, None, None], -10.0)
 
     def _evaluate(self, batch: dict[str, Any]) -> Tensor | None:
-        loss, logits, target = self._step(batch)
+        logits, target = self._whole_image_logits(batch["image"]), foreground(batch["labels"])
         if batch["repeat"].any():  # it belongs to another process, see `dataset.Share`
             return None
-        self.eval_loss.update(loss)
+        self.eval_loss.update(self.loss(logits, target))
         self.eval_scores.update(logits, target)
         return logits
 
@@ -131,6 +132,11 @@ class SegmentationTask(pl.LightningModule):
             self.log(f"{stage}/{name}", score, prog_bar=stage == "val" and name == "dice")
         self.eval_loss.reset()
         self.eval_scores.reset()
+
+
+def foreground(labels: Tensor) -> Tensor:
+    """The target map (N, 1, H, W) of labels (N, H, W): 1 on nuclei."""
+    return (labels > 0).unsqueeze(1).float()
 
 
 def warmup_cosine(step: int, warmup: float, total: float) -> float:

@@ -22,7 +22,7 @@ from cellseg.data.dataset import (
     WholeImageDataset,
 )
 from cellseg.data.folders import files_to_predict, find_samples, open_tree
-from cellseg.data.splits import SIDES, Split, make_split
+from cellseg.data.splits import SIDES, Split, make_split, trained_split
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError
 
@@ -250,42 +250,24 @@ class NucleiDataModule(pl.LightningDataModule):
                 raise InputError(f"{source}: the {side} side of the split ({split.name}) is empty")
 
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
+        recipe = (self.split, self.groups, self.folds, self.fold, self.split_seed)
         asked = self.split != "auto" or self.groups is not None or self.folds > 0
-        if self.trained_split is None or asked:
-            split = make_split(
-                [sample.id for sample in annotated],
-                self.split,
-                self.groups,
-                self.folds,
-                self.fold,
-                self.split_seed,
-            )
-            if self.trained_split is not None:
-                self._warn_of_leak(annotated, split, stage)
-            return split
-        known = {digest: side for side in SIDES for digest in self.trained_split.get(side, {})}
-        side_of = {sample.id: known.get(sample.digest()) for sample in annotated}
-        if not any(side_of.values()):
-            if stage == "fit":  # fine-tuning on images of one's own
-                return make_split(list(side_of), seed=self.split_seed)
-            side = {"validate": "val"}.get(stage, stage)
-            ids = {each: list(side_of) if each == side else [] for each in SIDES}
-            return Split("all images: the checkpoint was trained on none of them", ids)
-        return Split(
-            "the checkpoint's split",
-            {side: [i for i, at in side_of.items() if at == side] for side in SIDES},
-            [i for i, at in side_of.items() if at is None],
-        )
-
-    def _warn_of_leak(self, annotated: Sequence[Annotation], split: Split, stage: str) -> None:
-        trained = (self.trained_split or {}).get("train", {})
-        evaluated = {i for side in ("val", "test") for i in split.sides[side]}
-        seen = [s.id for s in annotated if s.id in evaluated and s.digest() in trained]
-        if seen:
-            log.warning(
-                f"{len(seen)} images to evaluate on were trained on, so the scores are too high: "
-                f"{few(seen)}"
-            )
+        if self.trained_split is None:
+            return make_split([sample.id for sample in annotated], *recipe)
+        digests = {sample.id: sample.digest() for sample in annotated}
+        split = None if asked else trained_split(digests, self.trained_split, stage)
+        if split is None:
+            split = make_split(list(digests), *recipe)
+            trained = self.trained_split.get("train", {})
+            evaluated = [*split.sides["val"], *split.sides["test"]]
+            seen = [sample for sample in evaluated if digests[sample] in trained]
+            if seen:
+                log.warning(
+                    "%d images to evaluate on were trained on, so the scores are too high: %s",
+                    len(seen),
+                    few(seen),
+                )
+        return split
 
     def _crops_taken(self) -> int:
         trainer = self.trainer

@@ -81,6 +81,33 @@ def make_split(
     return _from_table(ids, _read_column(Path(split), "split", "--data.split"), split)
 
 
+def trained_split(
+    digests: Mapping[str, str], trained: Mapping[str, Mapping[str, str]], stage: str
+) -> Split | None:
+    """The split that a checkpoint was trained with, for images of any name.
+
+    Args:
+        digests: Sample id to the digest of its pixels.
+        trained: Side to the digests on it, from the checkpoint.
+        stage: `fit`, `validate` or `test`.
+
+    Returns:
+        The split; where the checkpoint knows none of the images, all of them on the side that
+        `validate` or `test` scores, and None for `fit`.
+    """
+    known = {digest: side for side in SIDES for digest in trained.get(side, {})}
+    side_of = {sample: known.get(digest) for sample, digest in digests.items()}
+    if any(side_of.values()):
+        sides = {side: [s for s, at in side_of.items() if at == side] for side in SIDES}
+        left_out = [sample for sample, at in side_of.items() if at is None]
+        return Split("the checkpoint's split", sides, left_out)
+    if stage == "fit":
+        return None
+    scored = "val" if stage == "validate" else "test"
+    sides = {side: list(digests) if side == scored else [] for side in SIDES}
+    return Split("all images: the checkpoint was trained on none of them", sides)
+
+
 def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Split:
     sides: dict[str, list[str]] = {side: [] for side in SIDES}
     left_out = []

@@ -1,0 +1,91 @@
+"""What people type, made into what the parser takes, and its errors into what people read."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import get_type_hints
+
+EXAMPLES = {
+    "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
+    "validate": "cellseg validate --ckpt_path best.ckpt --data.root stage1_train.zip",
+    "test": "cellseg test --ckpt_path best.ckpt --data.root stage1_train.zip",
+    "predict": "cellseg predict --ckpt_path best.ckpt --data.predict_dir images",
+}
+DESCRIPTIONS = {
+    "fit": "Train on annotated images.",
+    "validate": "Score a checkpoint on the validation side of its split.",
+    "test": "Score a checkpoint on the test side of its split, or on new annotated images.",
+    "predict": "Find the nuclei of every image in a folder.",
+}
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """Replace each config that is no file here by the packaged one of that name."""
+    found = []
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, equals, value = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
+        if (before in ("--config", "-c") or equals) and not Path(value).exists():
+            packaged = _configs() / Path(value).name
+            value = str(packaged) if packaged.is_file() else value
+        found.append(flag + equals + value)
+    return found
+
+
+def _configs() -> Path:
+    installed = Path(str(files("cellseg"))) / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def bracket_lists(args: Sequence[str], groups: Mapping[str, type]) -> list[str]:
+    """Write `a,b` as the `["a", "b"]` that the parser wants, which shells would mangle.
+
+    Args:
+        args: The command line.
+        groups: Group of flags to the class that takes them; its annotations say which of the
+            flags are lists.
+    """
+    kinds = {
+        f"--{group}.{name}": str(hint)
+        for group, owner in groups.items()
+        for name, hint in get_type_hints(owner.__init__).items()  # type: ignore[misc]
+        if re.search(r"\b(list|tuple)\[", str(hint))
+    }
+    done: list[str] = []
+    for arg in args:
+        flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+        owner = flag if equals else (done[-1] if done else "")
+        if owner in kinds and value and not value.startswith("["):
+            words = value.split(",")
+            value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
+        done.append(flag + equals + value)
+    return done
+
+
+def explain(message: str, command: str, known: Sequence[str]) -> str:
+    """An error of the parser, with the nearest right word where a word is unknown.
+
+    Args:
+        message: The parser's.
+        command: The subcommand.
+        known: Its settings.
+    """
+    if choice := re.search(r"invalid choice: '(\S+)'", message):
+        near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
+        better = near[0] if near else f"predict --data.predict_dir {choice[1]}"
+        return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
+    unknown = re.search(r"unrecognized arguments: (\S+)|not accept option '(\S+)'", message)
+    if not unknown:
+        return message
+    word = unknown[1] or unknown[2]
+    if unknown[1] and not word.startswith("-"):
+        flag = "--data.predict_dir" if command == "predict" else "--data.root"
+        return f"{word}: a value without a name. Did you mean {flag} {word}?"
+    key = word.lstrip("-").split("=")[0]
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key}: no such setting of {command}{hint}"
