@@ -31,7 +31,7 @@ class Stop(Callback):
         if trainer.global_step == self.step:
             if self.how == "raise":
                 raise RuntimeError("a bug")
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.SIGTERM)
 
 if __name__ == "__main__":
     sys.exit(main(allow=["__main__"]))
@@ -46,6 +46,10 @@ def scalars(run: Path, tag: str) -> dict[int, float]:
         if tag in log.Tags()["scalars"]:
             curve |= {event.step: event.value for event in log.Scalars(tag)}
     return curve
+
+
+def step_of(ckpt: Path) -> int:
+    return int(torch.load(ckpt, weights_only=True)["global_step"])
 
 
 def run_script(tmp_path: Path, *args: object) -> subprocess.CompletedProcess[str]:
@@ -70,8 +74,16 @@ def stop_at(tmp_path: Path, step: int, how: str) -> Path:
     return config
 
 
-def test_fault_18_sigterm_in_mid_epoch_then_resume_gives_the_uninterrupted_curve(
-    nuclei: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("how", "code", "kept"),
+    [
+        # Four steps an epoch: the sixth is in the middle of the second.
+        ("term", 143, 6),
+        ("kill", -9, 4),
+    ],
+)
+def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curve(
+    how: str, code: int, kept: int, nuclei: Path, tmp_path: Path
 ) -> None:
     def fit(run: str, *more: object) -> subprocess.CompletedProcess[str]:
         return run_script(
@@ -82,20 +94,29 @@ def test_fault_18_sigterm_in_mid_epoch_then_resume_gives_the_uninterrupted_curve
         )
 
     assert fit("whole").returncode == 0
-    # Four steps an epoch: the sixth is in the middle of the second.
-    stopped = fit("parts", "--config", stop_at(tmp_path, 6, "term"))
-    assert stopped.returncode == 143, stopped.stderr
-    assert torch.load(find_checkpoint(tmp_path / "parts"), weights_only=True)["global_step"] == 6
+    stopped = fit("parts", "--config", stop_at(tmp_path, 6, how))
+    assert stopped.returncode == code, stopped.stderr
+    assert step_of(find_checkpoint(tmp_path / "parts")) == kept
     resumed = fit("parts", "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
     whole, parts = (scalars(tmp_path / run, "train/loss") for run in ("whole", "parts"))
     assert len(whole) == 12
-    assert parts.keys() == whole.keys()
+    rest = [step for step in whole if step >= kept]
     np.testing.assert_allclose(
-        [parts[step] for step in whole], [whole[step] for step in whole], rtol=1e-6
+        [parts[step] for step in rest], [whole[step] for step in rest], rtol=1e-6
     )
     # It is one run: one folder, one best checkpoint.
     assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
+
+
+def test_last_is_of_the_last_epoch_also_where_the_best_is_older(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    # No score rises above the first one by so much.
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    never = ("--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max", "--model.lr", 1e-9)
+    assert cellseg("fit", *args, *never, "--trainer.max_epochs", 3) == 0
+    assert step_of(find_checkpoint(tmp_path, "last")) == 12
 
 
 def test_an_exception_leaves_a_last_checkpoint_and_the_best_alone(
@@ -109,10 +130,7 @@ def test_an_exception_leaves_a_last_checkpoint_and_the_best_alone(
     )
     assert done.returncode == 1
     assert "a bug" in done.stderr
-    steps = {
-        name: torch.load(find_checkpoint(run, name), weights_only=True)["global_step"]
-        for name in ("best", "last")
-    }
+    steps = {name: step_of(find_checkpoint(run, name)) for name in ("best", "last")}
     assert steps == {"best": 4, "last": 6}
 
 

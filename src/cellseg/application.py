@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
@@ -43,12 +44,23 @@ QUIET = (
     "The ``compute`` method of metric .* was called before",  # a process without an image
     "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
 )
+# Of others' messages, those that help. They are set on import, so this comes after it.
+LOG_LEVELS = {
+    "lightning.pytorch": logging.WARNING,  # devices that there are not, and tips
+    "lightning.fabric": logging.WARNING,
+    "lightning.pytorch.callbacks.model_summary": logging.INFO,
+    "tifffile": logging.CRITICAL,  # what it finds in a damaged file is in that file's error row
+}
 
 
 def run(
     args: Sequence[str], model_class: type[LightningModule] | None, allow: Iterable[str]
 ) -> int:
     """Parse and carry out one command; see `cli.main`."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message)
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     try:
         return Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
     except SIGTERMException:
@@ -187,8 +199,6 @@ class Application(LightningCLI):
         subparser.set_defaults({k: v for k, v in self.stored.settings.items() if k in known})
 
     def before_instantiate_classes(self) -> None:
-        for message in QUIET:
-            warnings.filterwarnings("ignore", message)
         settings = self.config[self.subcommand]
         # The config of a run is part of its log; without a log there is nowhere to keep it.
         keep = self.subcommand == "fit" and settings.trainer.logger

@@ -31,11 +31,15 @@ class BestAndLast(ModelCheckpoint):
             monitor=monitor,
             mode=mode,
             filename="best",
-            save_last=True,
             every_n_epochs=every_n_epochs,
             # The slash of the metric's name would make a folder.
             auto_insert_metric_name=False,
         )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        # Lightning's own `save_last` is the last that was also a best one.
+        self._save_last(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -43,7 +47,11 @@ class BestAndLast(ModelCheckpoint):
         # Lightning's own `save_on_exception` would also overwrite the best with this one. Of
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        if together and trainer.global_step > 0 and self.dirpath and trainer.state.fn == "fit":
+        if together and trainer.global_step > 0 and trainer.state.fn == "fit":
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        if self.dirpath and not getattr(trainer, "fast_dev_run", False):
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
 
 

@@ -64,12 +64,3 @@ def _set_up_logging() -> None:
     log.propagate = False
     ranks = {os.environ.get(key, "0") for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID")}
     log.setLevel(logging.INFO if ranks == {"0"} else logging.ERROR)
-    # Lightning speaks of the devices that there are not, and gives tips; its summary of the
-    # network is of use. What tifffile finds in a damaged file is in the file's error row.
-    for name, level in (
-        ("lightning.pytorch", logging.WARNING),
-        ("lightning.fabric", logging.WARNING),
-        ("lightning.pytorch.callbacks.model_summary", logging.INFO),
-        ("tifffile", logging.CRITICAL),
-    ):
-        logging.getLogger(name).setLevel(level)
