@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import os
 import socket
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,6 +50,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def _sockets_end_here() -> Iterator[None]:
+    # requests leaves the socket of a broken-off transfer to the garbage collector.
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
