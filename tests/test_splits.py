@@ -56,7 +56,7 @@ def test_the_projects_split_gives_way_to_what_was_asked_for(options: dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(100, (80, 10, 10)), (20, (16, 2, 2)), (3, (2, 1, 0)), (2, (1, 1, 0))]
+    ("count", "expected"), [(100, (80, 10, 10)), (20, (16, 2, 2)), (3, (1, 1, 1)), (2, (1, 1, 0))]
 )
 def test_a_random_split_is_80_10_10_and_never_without_train_and_validation(
     count: int, expected: tuple[int, int, int]

@@ -180,11 +180,11 @@ def _random(
                 "to validate on"
             )
         chosen = dict.fromkeys(order, "train")
-        tenth = len(ids) / 10
+        tenth = max(1, round(len(ids) / 10))
         queue = iter(order[:-1])  # at least one group remains to train on
-        for side, size in (("val", max(1, round(tenth))), ("test", round(tenth))):
+        for side in ("val", "test"):
             taken = 0
-            while taken < size and (group := next(queue, None)) is not None:
+            while taken < tenth and (group := next(queue, None)) is not None:
                 chosen[group] = side
                 taken += len(members[group])
         name = f"random 80/10/10 by group, seed {seed}"
