@@ -178,13 +178,13 @@ def test_validation_scores_every_image_once_and_no_repeat() -> None:
             "val/iou": np.mean(ious[:number]),
         }
         assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-        assert logged.keys() == expected.keys() | {"val/dice_pooled", "val/iou_pooled"}
+        assert {"val/dice_pooled", "val/iou_pooled", "val/map"} <= logged.keys()
 
 
 def test_test_logs_under_its_own_name() -> None:
     (logged,) = trainer().test(small_task(), loader([item()]), verbose=False)
     assert {name.split("/")[0] for name in logged} == {"test"}
-    assert len(logged) == 5
+    assert {"test/loss", "test/dice", "test/map", "test/ap50_pooled", "test/merged"} <= set(logged)
 
 
 def test_images_without_nuclei_train_and_score_without_nan() -> None:

@@ -322,11 +322,12 @@ def test_fault_28_two_processes(command: str, nuclei: Path, trained: Path, tmp_p
         assert done.stderr.count("Data: ") == 1
         # Three images on two processes: one is computed twice and must count once.
         last = find_checkpoint(run)
-        logged = scalars(run, "val/dice")
         shown = run_process("validate", "--ckpt_path", last, *args, "--data.num_workers", 0)
-        value = re.search(r"val/dice\s+\W?\s*([\d.]+)", shown.stdout)
-        assert value, shown.stdout
-        assert float(value[1]) == pytest.approx(list(logged.values())[-1], abs=1e-5)
+        for name in ("val/loss", "val/dice", "val/map", "val/aji"):
+            value = re.search(rf"{name}\s+\W?\s*([\d.]+)", shown.stdout)
+            assert value, shown.stdout
+            logged = list(scalars(run, name).values())
+            assert float(value[1]) == pytest.approx(logged[-1], abs=1e-5)
         return
     # Five files, one of them bad, then one: fewer than processes.
     for count, code in ((5, 1), (1, 0)):

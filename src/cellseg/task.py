@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from cellseg.instances import decode
-from cellseg.metrics import ForegroundScores
+from cellseg.metrics import ForegroundScores, InstanceScores
 from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
 
@@ -54,6 +55,7 @@ class SegmentationTask(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.eval_loss = MeanMetric(nan_strategy="disable")
         self.eval_scores = ForegroundScores()
+        self.eval_instances = InstanceScores()
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, 1, H, W) of normalised images (N, 3, H, W)."""
@@ -82,8 +84,7 @@ class SegmentationTask(pl.LightningModule):
         """Labels of one file: `labels` (H, W), or nothing where it could not be read."""
         if batch["error"]:
             return {}
-        probs = self._whole_image_logits(batch["image"])[0, 0].float().sigmoid()
-        return {"labels": decode(probs.cpu().numpy())}
+        return {"labels": to_labels(self._whole_image_logits(batch["image"]))}
 
     def configure_optimizers(self) -> Any:
         # Biases and batch normalisation are not decayed: shrinking them does not regularise.
@@ -123,15 +124,24 @@ class SegmentationTask(pl.LightningModule):
             return None
         self.eval_loss.update(self.loss(logits, target))
         self.eval_scores.update(logits, target)
+        self.eval_instances.update(to_labels(logits), batch["labels"][0].cpu().numpy())
         return logits
 
     def _log_scores(self, stage: str) -> None:
         # Metrics sum over the processes themselves, also those that had no image.
         scores = {"loss": self.eval_loss.compute(), **self.eval_scores.compute()}
-        for name, score in scores.items():
+        instances = self.eval_instances.compute()
+        if self.trainer.state.fn == "fit":  # the dashboard shows the main ones
+            instances = {name: instances[name] for name in ("ap50", "map", "f1", "pq", "aji")}
+        for name, score in {**scores, **instances}.items():
             self.log(f"{stage}/{name}", score, prog_bar=stage == "val" and name == "dice")
-        self.eval_loss.reset()
-        self.eval_scores.reset()
+        for metric in (self.eval_loss, self.eval_scores, self.eval_instances):
+            metric.reset()
+
+
+def to_labels(logits: Tensor) -> NDArray[Any]:
+    """Labels (H, W) of the nuclei from logits (1, 1, H, W)."""
+    return decode(logits[0, 0].float().sigmoid().cpu().numpy())
 
 
 def foreground(labels: Tensor) -> Tensor:
