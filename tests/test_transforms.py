@@ -118,13 +118,17 @@ def test_changes_are_drawn_independently_of_each_other() -> None:
 @pytest.mark.parametrize("strength", [0.2, 1.0])
 def test_strength_sets_how_far_nuclei_shrink_and_grow(strength: float) -> None:
     rows, columns = np.mgrid[:90, :90]
-    disc = ((rows - 45) ** 2 + (columns - 45) ** 2 < 14**2).astype(np.uint16)
+    disc = ((rows - 45) ** 2 + (columns - 45) ** 2 < 6**2).astype(np.uint16)
     vary = Augmentation(64, strength)
-    areas = [vary(grey(disc), disc, seed)[1].sum() / disc.sum() for seed in range(150)]
-    most = (1 + 0.5 * strength) ** 2
+    areas = np.array([vary(grey(disc), disc, seed)[1].sum() / disc.sum() for seed in range(300)])
+    usual, most = (1 + 0.5 * strength) ** 2, (1 + 2 * strength) ** 2
     halfway = (1 + 0.25 * strength) ** 2
-    assert 1 / most * 0.9 < min(areas) < 1 / halfway
-    assert halfway < max(areas) < most * 1.1
+    assert areas.min() < 1 / halfway < halfway < areas.max()
+    assert 0.75 < np.mean((areas > 0.9 / usual) & (areas < 1.1 * usual)) < 0.99
+    # Nuclei of another magnification: a third (with mirrored copies) or three times as wide.
+    assert areas.min() < 0.8 / usual
+    assert areas.max() > most / 1.6
+    assert areas.max() < 1.1 * usual * most
 
 
 def test_colours_vary_and_are_inverted_at_times(augmentation: Augmentation) -> None:

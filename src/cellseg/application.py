@@ -24,8 +24,10 @@ from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, fi
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
+from cellseg.instances import Decoding
 from cellseg.predict.writer import PredictionWriter
 from cellseg.task import SegmentationTask
+from cellseg.tuning import Tuning
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
@@ -153,6 +155,9 @@ class Application(LightningCLI):
             parser.add_lightning_class_args(BestAndLast, "checkpoint")
             parser.add_lightning_class_args(Patience, "early_stopping")
             parser.add_lightning_class_args(Dashboard, "dashboard")
+            parser.add_lightning_class_args(Tuning, "tuning")
+        else:
+            parser.add_class_arguments(Decoding, "decode")
         if subcommand == "predict":
             parser.add_lightning_class_args(PredictionWriter, "output")
         return parser
@@ -227,6 +232,8 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if self.stored is not None:
             self.datamodule.trained_split = self.stored.split
+        if self.subcommand != "fit":
+            self.model.decoding = self._get(self.config_init, "decode")
 
     def before_fit(self) -> None:
         self._get(self.config_init, "dashboard").config_text = self._config_text()

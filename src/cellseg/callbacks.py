@@ -25,7 +25,7 @@ class BestAndLast(ModelCheckpoint):
     """
 
     def __init__(
-        self, monitor: str = "val/dice", mode: str = "max", every_n_epochs: int = 1
+        self, monitor: str = "val/map", mode: str = "max", every_n_epochs: int = 1
     ) -> None:
         super().__init__(
             monitor=monitor,
@@ -67,7 +67,7 @@ class Patience(EarlyStopping):
 
     def __init__(
         self,
-        monitor: str = "val/dice",
+        monitor: str = "val/map",
         mode: str = "max",
         patience: int = 20,
         min_delta: float = 0.0,
@@ -138,12 +138,12 @@ class Dashboard(pl.Callback):
     ) -> None:
         if outputs is None or trainer.sanity_checking:
             return
-        probs, target = outputs.float().sigmoid(), (batch["labels"] > 0)[:, None]
+        probs, target = outputs["probs"][0], batch["labels"][0] > 0
         for row, value in enumerate((target, ~target)):
             counts = torch.histc(probs[value], self.THRESHOLDS, min=0, max=1)
             self._histogram[row] += counts.cpu().long()
         if self._is_panel_epoch(trainer) and batch_idx in self._panel_batches(trainer):
-            panel = panel_row(batch["image"][0], target[0, 0], probs[0, 0], self.side)
+            panel = panel_row(batch["image"][0], target, probs, self.side)
             writer = _writer(trainer)
             if writer is not None:
                 writer.add_image(f"panel/{batch['id'][0]}", panel, trainer.global_step)
@@ -157,9 +157,7 @@ class Dashboard(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if not trainer.sanity_checking and scores.get("val/dice", 0) >= self._best.get(
-            "val/dice", 0
-        ):
+        if not trainer.sanity_checking and scores.get("val/map", 0) >= self._best.get("val/map", 0):
             self._best = scores
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from cellseg.errors import InputError
 
 # What must agree with the weights; a flag that says otherwise is refused.
-ARCHITECTURE = ("model.base_channels", "model.depth")
+ARCHITECTURE = ("model.out_channels", "model.base_channels", "model.depth")
 NORMALISATION = ("data.percentiles",)
 
 
@@ -74,7 +74,11 @@ def read(path: Path) -> Stored:
         raise InputError(f"--ckpt_path {path}: not a checkpoint of cellseg")
     settings = {
         f"{group}.{name}": value
-        for group, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters"))
+        for group, key in (
+            ("model", "hyper_parameters"),
+            ("data", "datamodule_hyper_parameters"),
+            ("decode", "decoding"),
+        )
         for name, value in content.get(key, {}).items()
     }
     lacking = [key for key in (*ARCHITECTURE, *NORMALISATION) if key not in settings]

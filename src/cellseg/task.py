@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from cellseg.instances import decode
-from cellseg.metrics import ForegroundScores, InstanceScores
+from cellseg.instances import MAPS, Decoding, decode
+from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
 
+MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
+
 
 class SegmentationTask(pl.LightningModule):
-    """Learns to tell nuclei from background with a U-Net.
+    """Learns with a U-Net to tell nuclei from background and from each other.
 
     Args:
+        out_channels: Maps that the U-Net predicts: 2 are foreground and the contours between
+            touching nuclei, 1 is the foreground alone, as in the paper.
         base_channels: Channels of the U-Net's first module; 64 is the paper's width, 16 is
             fast without a GPU.
         depth: Number of poolings of the U-Net; 4 is the paper's.
@@ -34,6 +40,7 @@ class SegmentationTask(pl.LightningModule):
 
     def __init__(
         self,
+        out_channels: int = len(MAPS),
         base_channels: int = 64,
         depth: int = 4,
         dice_weight: float = 1.0,
@@ -45,8 +52,10 @@ class SegmentationTask(pl.LightningModule):
         super().__init__()
         if warmup_steps < 0 or lr <= 0:
             raise ValueError(f"negative warmup_steps={warmup_steps}, or lr={lr} not above 0")
+        if not 1 <= out_channels <= len(MAPS):
+            raise ValueError(f"out_channels={out_channels}, but it must be 1 to {len(MAPS)}")
         self.save_hyperparameters()
-        self.net = UNet(base_channels=base_channels, depth=depth)
+        self.net = UNet(out_channels=out_channels, base_channels=base_channels, depth=depth)
         # Faster on CPUs and on tensor cores, and the same to the last caller.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DiceBCELoss(dice_weight, bce_weight)
@@ -54,24 +63,25 @@ class SegmentationTask(pl.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.eval_loss = MeanMetric(nan_strategy="disable")
-        self.eval_scores = ForegroundScores()
-        self.eval_instances = InstanceScores()
+        self.eval_scores = Scores()
+        # Not hyper-parameters: they are tuned when training ends.
+        self.decoding = Decoding()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (N, 1, H, W) of normalised images (N, 3, H, W)."""
+        """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
         logits: Tensor = self.net(image.contiguous(memory_format=torch.channels_last))
         return logits
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
-        loss: Tensor = self.loss(self(batch["image"]), foreground(batch["labels"]))
+        loss: Tensor = self.loss(self(batch["image"]), self._target(batch))
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
-    def validation_step(self, batch: dict[str, Any]) -> Tensor | None:
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any] | None:
         return self._evaluate(batch)
 
-    def test_step(self, batch: dict[str, Any]) -> Tensor | None:
+    def test_step(self, batch: dict[str, Any]) -> dict[str, Any] | None:
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -84,7 +94,11 @@ class SegmentationTask(pl.LightningModule):
         """Labels of one file: `labels` (H, W), or nothing where it could not be read."""
         if batch["error"]:
             return {}
-        return {"labels": to_labels(self._whole_image_logits(batch["image"]))}
+        return {"labels": decode(self.probs(batch["image"]), self.decoding)}
+
+    def probs(self, image: Tensor) -> NDArray[np.float32]:
+        """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""
+        return self._whole_image_logits(image)[0].float().sigmoid().cpu().numpy()
 
     def configure_optimizers(self) -> Any:
         # Biases and batch normalisation are not decayed: shrinking them does not regularise.
@@ -102,6 +116,10 @@ class SegmentationTask(pl.LightningModule):
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how maps become nuclei."""
+        checkpoint["decoding"] = asdict(self.decoding)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rate and weight decay of this run win over the stored ones."""
         for state in checkpoint.get("optimizer_states", []):
@@ -118,35 +136,31 @@ class SegmentationTask(pl.LightningModule):
         logits: Tensor = self(image)
         return logits.masked_fill(blank[:, None, None, None], -10.0)
 
-    def _evaluate(self, batch: dict[str, Any]) -> Tensor | None:
-        logits, target = self._whole_image_logits(batch["image"]), foreground(batch["labels"])
+    def _target(self, batch: dict[str, Any]) -> Tensor:
+        maps: Tensor = batch["maps"][:, : self.net.head.out_channels]
+        return maps.float()
+
+    def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any] | None:
+        """What callbacks show of an image: `probs` (C, H, W), `preds` (H, W) and its `sums`."""
+        logits = self._whole_image_logits(batch["image"])
         if batch["repeat"].any():  # it belongs to another process, see `dataset.Share`
             return None
-        self.eval_loss.update(self.loss(logits, target))
-        self.eval_scores.update(logits, target)
-        self.eval_instances.update(to_labels(logits), batch["labels"][0].cpu().numpy())
-        return logits
+        self.eval_loss.update(self.loss(logits, self._target(batch)))
+        probs = logits[0].float().sigmoid()
+        preds = decode(probs.cpu().numpy(), self.decoding)
+        sums = compare(batch["labels"][0].cpu().numpy(), preds)
+        self.eval_scores.update(sums)
+        return {"probs": probs, "preds": preds, "sums": sums}
 
     def _log_scores(self, stage: str) -> None:
         # Metrics sum over the processes themselves, also those that had no image.
-        scores = {"loss": self.eval_loss.compute(), **self.eval_scores.compute()}
-        instances = self.eval_instances.compute()
+        scores = self.eval_scores.compute()
         if self.trainer.state.fn == "fit":  # the dashboard shows the main ones
-            instances = {name: instances[name] for name in ("ap50", "map", "f1", "pq", "aji")}
-        for name, score in {**scores, **instances}.items():
-            self.log(f"{stage}/{name}", score, prog_bar=stage == "val" and name == "dice")
-        for metric in (self.eval_loss, self.eval_scores, self.eval_instances):
-            metric.reset()
-
-
-def to_labels(logits: Tensor) -> NDArray[Any]:
-    """Labels (H, W) of the nuclei from logits (1, 1, H, W)."""
-    return decode(logits[0, 0].float().sigmoid().cpu().numpy())
-
-
-def foreground(labels: Tensor) -> Tensor:
-    """The target map (N, 1, H, W) of labels (N, H, W): 1 on nuclei."""
-    return (labels > 0).unsqueeze(1).float()
+            scores = {name: scores[name] for name in MAIN_SCORES}
+        for name, score in {"loss": self.eval_loss.compute(), **scores}.items():
+            self.log(f"{stage}/{name}", score, prog_bar=stage == "val" and name == "map")
+        self.eval_loss.reset()
+        self.eval_scores.reset()
 
 
 def warmup_cosine(step: int, warmup: float, total: float) -> float:

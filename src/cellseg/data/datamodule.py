@@ -177,10 +177,10 @@ class NucleiDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._whole_images("val")
+        return self._whole_image_loader("val")
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        return self._whole_images("test")
+        return self._whole_image_loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         dataset = FileDataset(*self.to_predict, self.percentiles)
@@ -192,9 +192,13 @@ class NucleiDataModule(pl.LightningDataModule):
             pin_memory=self._on_gpu(),
         )
 
-    def _whole_images(self, side: str) -> DataLoader[dict[str, Any]]:
+    def whole_images(self, side: str) -> WholeImageDataset:
+        """The images of one side at native size."""
+        return WholeImageDataset(self.sides[side], self.percentiles)
+
+    def _whole_image_loader(self, side: str) -> DataLoader[dict[str, Any]]:
         # Native sizes differ, so a batch is one image.
-        dataset = WholeImageDataset(self.sides[side], self.percentiles)
+        dataset = self.whole_images(side)
         return DataLoader(
             dataset,
             batch_size=1,

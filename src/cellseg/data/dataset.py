@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from cellseg.data.folders import output_stems
 from cellseg.data.images import Array, intensity_limits, normalise, read_image
 from cellseg.data.transforms import Augmentation
+from cellseg.instances import encode
 
 
 class Annotation(Protocol):
@@ -31,7 +32,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     So a crop is the same whatever the number of workers, processes and restarts, and no two
     are alike.
 
-    Items: `image` (3, S, S) float32, `labels` (S, S) int32, `id`, `number`.
+    Items: `image` (3, S, S) float32, `labels` (S, S) int32, `maps` (2, S, S) uint8 (see
+    `instances.encode`), `id`, `number`.
 
     Args:
         samples: The training images.
@@ -68,6 +70,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         return {
             "image": to_tensor(crop),
             "labels": torch.from_numpy(labels.astype(np.int32)),
+            "maps": torch.from_numpy(encode(labels)),
             "id": sample.id,
             "number": number,
         }
@@ -76,7 +79,8 @@ class CropDataset(Dataset[dict[str, Any]]):
 class WholeImageDataset(Dataset[dict[str, Any]]):
     """Annotated images at native size.
 
-    Items: `image` (3, H, W) float32, `labels` (H, W) int32, `id`, `repeat` (see `Share`).
+    Items: `image` (3, H, W) float32, `labels` (H, W) int32, `maps` (2, H, W) uint8, `id`,
+    `repeat` (see `Share`).
     """
 
     def __init__(self, samples: Sequence[Annotation], percentiles: tuple[float, float]) -> None:
@@ -89,10 +93,11 @@ class WholeImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, place: tuple[int, bool]) -> dict[str, Any]:
         index, repeat = place
         sample = self.samples[index]
-        image = sample.image()
+        image, labels = sample.image(), sample.labels()
         return {
             "image": to_tensor(normalise(image, intensity_limits(image, self.percentiles))),
-            "labels": torch.from_numpy(sample.labels().astype(np.int32)),
+            "labels": torch.from_numpy(labels.astype(np.int32)),
+            "maps": torch.from_numpy(encode(labels)),
             "id": sample.id,
             "repeat": repeat,
         }

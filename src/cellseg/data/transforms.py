@@ -94,6 +94,8 @@ def _pipeline(size: int, strength: float) -> Any:
             p=often(0.7),
             **pad,
         ),
+        # Nuclei of other magnifications, of a third to three times the diameter.
+        A.Affine(scale=(1 / (1 + 2 * s), 1 + 2 * s), balanced_scale=True, p=often(0.15), **pad),
         A.CenterCrop(size, size),
         A.ElasticTransform(
             alpha=40 * s, sigma=8, approximate=False, same_dxdy=False, p=often(0.15), **pad

@@ -1,0 +1,126 @@
+"""What is chosen after training: how probabilities become nuclei."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellseg.data.datamodule import NucleiDataModule
+from cellseg.instances import Decoding, decode
+from cellseg.metrics import compare, scores
+from cellseg.predict.formats import draft
+from cellseg.task import SegmentationTask
+
+log = logging.getLogger(__name__)
+
+# In the order in which they matter.
+CANDIDATES: dict[str, tuple[Any, ...]] = {
+    "marker": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
+    "min_area": (0, 5, 10, 15, 20, 30, 50, 80),
+}
+ROUNDS = 2
+
+
+class Tuning(pl.Callback):
+    """Tunes the decoding on validation when training ends, and stores it in the checkpoints.
+
+    The best checkpoint is read again for it, and stays in the model.
+
+    Args:
+        images: Most validation images to use; 0 leaves the decoding as it is.
+    """
+
+    def __init__(self, images: int = 100) -> None:
+        self.images = images
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, SegmentationTask)
+        checkpoints = trainer.checkpoint_callback
+        best = Path(getattr(checkpoints, "best_model_path", "") or "none")
+        if not trainer.is_global_zero or not self.images or not best.is_file():
+            return
+        content = torch.load(best, map_location="cpu", weights_only=True)
+        pl_module.load_state_dict(content["state_dict"])
+        predictions = self._predictions(trainer, pl_module)
+        if not any(target.any() for _, target in predictions):
+            log.warning(
+                "No nuclei to validate on: decoding stays at %s", _flags(pl_module.decoding)
+            )
+            return
+        pl_module.decoding, score = tune(predictions)
+        for path in (best, best.with_name("last.ckpt")):
+            if path.is_file():
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                with draft(path) as name:
+                    torch.save({**content, "decoding": asdict(pl_module.decoding)}, name)
+        log.info(
+            "Tuned on %d validation images: %s, mean AP %.3f",
+            len(predictions), _flags(pl_module.decoding), score,
+        )  # fmt: skip
+
+    def _predictions(
+        self, trainer: pl.Trainer, pl_module: SegmentationTask
+    ) -> list[tuple[NDArray[np.float16], NDArray[Any]]]:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, NucleiDataModule)
+        dataset = datamodule.whole_images("val")
+        most = int(min(self.images, trainer.world_size * sum(trainer.num_val_batches)))
+        # Spread over the images, which are sorted, so that all kinds are there.
+        places = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int))
+        predictions = []
+        pl_module.eval()
+        with torch.inference_mode(), trainer.precision_plugin.val_step_context():
+            for place in _progress(places.tolist(), "Predicting for tuning"):
+                item = dataset[(place, False)]
+                probs = pl_module.probs(item["image"][None].to(pl_module.device))
+                predictions.append((probs.astype(np.float16), item["labels"].numpy()))
+        return predictions
+
+
+def tune(
+    predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+) -> tuple[Decoding, float]:
+    """The decoding of highest mean AP, a mean over images; one level after the other.
+
+    Args:
+        predictions: Probabilities (C, H, W) and true labels (H, W) of each image.
+
+    Returns:
+        The decoding and its mean AP.
+    """
+
+    @cache
+    def score(decoding: Decoding) -> float:
+        each = [
+            scores(compare(target, decode(probs.astype(np.float32), decoding)))["map"]
+            for probs, target in predictions
+        ]
+        return float(np.mean(each))
+
+    best = Decoding()
+    names = [name for name in CANDIDATES if name != "marker" or len(predictions[0][0]) > 1]
+    for name in _progress(names * ROUNDS, "Tuning"):
+        # The one at hand comes first, so that it stays where another is just as good.
+        best = max([best, *(replace(best, **{name: v}) for v in CANDIDATES[name])], key=score)
+    return best, score(best)
+
+
+def _flags(decoding: Decoding) -> str:
+    return " ".join(f"--decode.{name} {value:g}" for name, value in asdict(decoding).items())
+
+
+def _progress(items: Sequence[Any], what: str) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(items, what, leave=False, disable=not sys.stderr.isatty())
