@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
 from cellseg.predict.writer import PredictionWriter
+from cellseg.report import Report, score_folders
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
 
@@ -150,7 +152,7 @@ class Application(LightningCLI):
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         # A logger litters its folder on each predict.
-        parser.set_defaults({"trainer.logger": subcommand == "fit"})
+        parser.set_defaults({"trainer.logger": subcommand != "predict"})
         if subcommand == "fit":
             parser.add_lightning_class_args(BestAndLast, "checkpoint")
             parser.add_lightning_class_args(Patience, "early_stopping")
@@ -184,7 +186,7 @@ class Application(LightningCLI):
         flags = given[command]
         named = flags.get("ckpt_path")
         if named is None:
-            if command != "fit":
+            if command != "fit" and not flags.get("data.preds_dir"):
                 raise InputError(f"{command} needs a model: --ckpt_path CKPT")
             return
         root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
@@ -217,6 +219,13 @@ class Application(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand].trainer
+        if self.subcommand in ("validate", "test"):
+            self.report = Report()
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), self.report]
+            if settings.logger is True:
+                kwargs["logger"] = TensorBoardLogger(
+                    settings.default_root_dir, name=None, version=self.subcommand
+                )
         if self.subcommand == "fit" and settings.logger is True:
             root, version = settings.default_root_dir, None
             if self.stored is not None:
@@ -238,6 +247,19 @@ class Application(LightningCLI):
     def before_fit(self) -> None:
         self._get(self.config_init, "dashboard").config_text = self._config_text()
 
+    def before_validate(self) -> None:
+        self.report.about = self._about()
+
+    def before_test(self) -> None:
+        self.report.about = self._about()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        assert isinstance(self.datamodule, NucleiDataModule)
+        if subcommand == "test" and self.datamodule.preds_dir:
+            score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())
+        else:
+            super()._run_subcommand(subcommand)
+
     def before_predict(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
         writer = self._get(self.config_init, "output")
@@ -250,8 +272,7 @@ class Application(LightningCLI):
             )
         self.datamodule.output_dir = writer.dir
         writer.run = {
-            "command": ["cellseg", *sys.argv[1:]],
-            "version": __version__,
+            **_command(),
             "model": str(self.ckpt_path),
             "model_sha256": hashlib.sha256(self.ckpt_path.read_bytes()).hexdigest(),
             "settings": json.loads(self._config_text(format="json")),
@@ -264,12 +285,22 @@ class Application(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False  # `Report` prints a table
         # Kept predictions would fill the memory.
         return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
+
+    def _about(self) -> dict[str, Any]:
+        decoding = asdict(self.model.decoding)
+        return {"model": str(self.ckpt_path), **_command(), "decoding": decoding}
 
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
         return str(parser.dump(config, skip_none=False, format=format))
+
+
+def _command() -> dict[str, Any]:
+    return {"command": " ".join(["cellseg", *sys.argv[1:]]), "version": __version__}
 
 
 def _describe(text: str, *commands: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -14,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.instances import Decoding, decode
@@ -81,7 +81,7 @@ class Tuning(pl.Callback):
         predictions = []
         pl_module.eval()
         with torch.inference_mode(), trainer.precision_plugin.val_step_context():
-            for place in _progress(places.tolist(), "Predicting for tuning"):
+            for place in tqdm(places.tolist(), "Predicting for tuning", leave=False, disable=None):
                 item = dataset[(place, False)]
                 probs = pl_module.probs(item["image"][None].to(pl_module.device))
                 predictions.append((probs.astype(np.float16), item["labels"].numpy()))
@@ -110,7 +110,7 @@ def tune(
 
     best = Decoding()
     names = [name for name in CANDIDATES if name != "marker" or len(predictions[0][0]) > 1]
-    for name in _progress(names * ROUNDS, "Tuning"):
+    for name in tqdm(names * ROUNDS, "Tuning", leave=False, disable=None):
         # The one at hand comes first, so that it stays where another is just as good.
         best = max([best, *(replace(best, **{name: v}) for v in CANDIDATES[name])], key=score)
     return best, score(best)
@@ -118,9 +118,3 @@ def tune(
 
 def _flags(decoding: Decoding) -> str:
     return " ".join(f"--decode.{name} {value:g}" for name, value in asdict(decoding).items())
-
-
-def _progress(items: Sequence[Any], what: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(items, what, leave=False, disable=not sys.stderr.isatty())

@@ -22,7 +22,15 @@ from cellseg.data.dataset import (
     WholeImageDataset,
 )
 from cellseg.data.folders import files_to_predict, find_samples, open_tree
-from cellseg.data.splits import SIDES, Split, make_split, trained_split
+from cellseg.data.splits import (
+    SIDES,
+    Split,
+    dsb2018,
+    everything,
+    make_split,
+    origins,
+    trained_split,
+)
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError
 
@@ -70,6 +78,11 @@ class NucleiDataModule(pl.LightningDataModule):
         seed: Seed of the training crops.
         num_workers: Loader processes of each device; by default one less than the cores that
             this process may use, from 1 to 8.
+        test_dir: Annotated images of one's own to test on, in any layout of the root; all of
+            them are scored.
+        preds_dir: `test` scores these label images, whoever made them, instead of a model's.
+            They are named like the images, with or without `_labels`, `_masks`, `_cp_masks`.
+            Two folders, as `a,b`, are compared.
         predict_dir: What `predict` reads: a folder, an image, or a text file with a path a line.
         include: Shell patterns of the files to predict, as `a,b`; by default all images.
         exclude: Shell patterns of files to leave out, as `a,b`.
@@ -93,6 +106,8 @@ class NucleiDataModule(pl.LightningDataModule):
         augment: float = 1.0,
         seed: int = 0,
         num_workers: int | None = None,
+        test_dir: Path | None = None,
+        preds_dir: list[str] | None = None,
         predict_dir: Path | None = None,
         include: list[str] | None = None,
         exclude: list[str] | None = None,
@@ -105,6 +120,8 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(
                 "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
             )
+        if len(preds_dir or []) > 2:
+            raise InputError("--data.preds_dir: takes one folder, or two to compare as A,B")
         if min(seed, split_seed) < 0:
             raise InputError("--data.seed and --data.split_seed must not be negative")
         # What a model must be given again; the rest belongs to the run, not to the model.
@@ -124,6 +141,8 @@ class NucleiDataModule(pl.LightningDataModule):
         self.augmentation = Augmentation(crop_size, augment)
         self.seed = seed
         self.num_workers = max(1, min(8, cores() - 1)) if num_workers is None else num_workers
+        self.test_dir = test_dir
+        self.preds_dir = [Path(folder) for folder in preds_dir or []]
         self.predict_dir = predict_dir
         self.include = include or []
         self.exclude = exclude or []
@@ -131,6 +150,8 @@ class NucleiDataModule(pl.LightningDataModule):
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
         self.sides: dict[str, list[Annotation]] = {}
+        self.description = ""  # of the data in force
+        self._origins: dict[str, tuple[str, str]] = {}
         self._crops_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
 
@@ -208,12 +229,17 @@ class NucleiDataModule(pl.LightningDataModule):
             pin_memory=self._on_gpu(),
         )
 
+    def origin(self, sample: str) -> tuple[str, str]:
+        """The group of an image, and its modality where that is known."""
+        return self._origins[sample]
+
     def _annotated(self) -> tuple[str, list[Annotation]]:
-        if self.synthetic and self.root is None:
+        testing = self.trainer is None or self.trainer.state.fn == TrainerFn.TESTING
+        root = self.test_dir if testing and self.test_dir else self.root
+        if self.synthetic and root is None:
             from cellseg.data.synthetic import Generated
 
             return "generated nuclei", [Generated(number) for number in range(self.synthetic)]
-        root = self.root
         if self.download:
             from cellseg.data.download import fetch
 
@@ -243,7 +269,9 @@ class NucleiDataModule(pl.LightningDataModule):
         split = self._split_in_force(annotated, stage)
         by_id = {sample.id: sample for sample in annotated}
         self.sides = {side: [by_id[i] for i in split.sides[side]] for side in SIDES}
-        log.info(f"Data: {source}: {len(annotated)} images, {split}")
+        self._origins = origins(list(by_id), self.groups)
+        self.description = f"{source}: {len(annotated)} images, {split}"
+        log.info(f"Data: {self.description}")
         if split.left_out:
             log.warning(
                 f"{len(split.left_out)} images are not in the split and are left out: "
@@ -254,17 +282,22 @@ class NucleiDataModule(pl.LightningDataModule):
                 raise InputError(f"{source}: the {side} side of the split ({split.name}) is empty")
 
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
+        ids = [sample.id for sample in annotated]
         recipe = (self.split, self.groups, self.folds, self.fold, self.split_seed)
         asked = self.split != "auto" or self.groups is not None or self.folds > 0
-        if self.trained_split is None:
-            return make_split([sample.id for sample in annotated], *recipe)
-        digests = {sample.id: sample.digest() for sample in annotated}
-        split = None if asked else trained_split(digests, self.trained_split, stage)
-        if split is None:
-            split = make_split(list(digests), *recipe)
+        # Without a model there is nothing that an image could have been trained on.
+        no_sides = bool(self.preds_dir) and not asked and not dsb2018().keys() & set(ids)
+        if stage == "test" and (self.test_dir or no_sides):
+            split = everything(ids, "test", "all images")
+        elif self.trained_split is None or asked:
+            split = make_split(ids, *recipe)
+        else:
+            digests = {sample.id: sample.digest() for sample in annotated}
+            split = trained_split(digests, self.trained_split, stage) or make_split(ids, *recipe)
+        if self.trained_split is not None:
             trained = self.trained_split.get("train", {})
-            evaluated = [*split.sides["val"], *split.sides["test"]]
-            seen = [sample for sample in evaluated if digests[sample] in trained]
+            evaluated = {*split.sides["val"], *split.sides["test"]}
+            seen = [s.id for s in annotated if s.id in evaluated and s.digest() in trained]
             if seen:
                 log.warning(
                     "%d images to evaluate on were trained on, so the scores are too high: %s",

@@ -19,6 +19,8 @@ LAYOUTS = (
     "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ with equal names, "
     "or images beside their <name>_labels.tif or <name>_masks.*"
 )
+# What names of predicted label images end with: ours, a usual one, Cellpose's.
+PREDICTED = ("_labels", "_cp_masks", "_masks")
 # What `zipfile` and its decompressors raise for damage, encryption and unknown methods.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
 
@@ -181,6 +183,43 @@ def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
             yield Sample(identity, name, (own[0],), whole=True)
         else:
             missing.append(name)
+
+
+def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
+    """Sample id to its label image below a folder, for those that have one.
+
+    A label image is named like its image, with one of `PREDICTED` appended or none; the tree
+    does not matter where names are unique.
+
+    Raises:
+        InputError: There is no such folder, it has none of them, or one has several.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--data.preds_dir {folder}: no such folder")
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(walk(folder)):
+        path = PurePosixPath(name)
+        if is_image(name) and not path.stem.endswith("_overlay"):
+            suffix = next(end for end in (*PREDICTED, "") if path.stem.endswith(end))
+            stem = path.stem.removesuffix(suffix)
+            for key in {stem, str(path.parent / stem)}:
+                found[key].append(name)
+    chosen = {}
+    for sample in ids:
+        names = found.get(sample) or found.get(PurePosixPath(sample).name, [])
+        # The image itself may lie beside its labels.
+        marked = [name for name in names if PurePosixPath(name).stem.endswith(PREDICTED)]
+        names = marked or names
+        if len(names) > 1:
+            raise InputError(f"{folder}: {sample} has several predictions: {', '.join(names)}")
+        if names:
+            chosen[sample] = folder / names[0]
+    if not chosen:
+        raise InputError(
+            f"--data.preds_dir {folder}: no label image of the images to score, such as "
+            f"{PurePosixPath(ids[0]).name}_labels.tif"
+        )
+    return chosen
 
 
 def _by_stem(names: list[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Split:
         return f"{counts} ({self.name})"
 
 
+@cache
 def dsb2018() -> dict[str, dict[str, str]]:
     """The project's split of the 2018 Data Science Bowl images: one row an image id."""
     table = (files("cellseg.data") / "dsb2018.csv").read_text(encoding="utf-8")
@@ -77,7 +79,7 @@ def make_split(
             named = {sample: row["split"] for sample, row in listed.items()}
             return _from_table(ids, named, "the project's split of DSB2018, by field of view")
     if split in ("auto", "random"):
-        return _random(ids, _group_of(ids, groups), folds, fold, seed)
+        return _random(ids, group_of(ids, groups), folds, fold, seed)
     return _from_table(ids, _read_column(Path(split), "split", "--data.split"), split)
 
 
@@ -104,8 +106,26 @@ def trained_split(
     if stage == "fit":
         return None
     scored = "val" if stage == "validate" else "test"
-    sides = {side: list(digests) if side == scored else [] for side in SIDES}
-    return Split("all images: the checkpoint was trained on none of them", sides)
+    return everything(
+        list(digests), scored, "all images: the checkpoint was trained on none of them"
+    )
+
+
+def everything(ids: list[str], side: str, why: str) -> Split:
+    """All samples on one side."""
+    return Split(why, {name: ids if name == side else [] for name in SIDES})
+
+
+def origins(ids: Sequence[str], groups: str | None) -> dict[str, tuple[str, str]]:
+    """Sample id to its group (see `make_split`) and its modality, empty where unknown."""
+    listed, group = dsb2018(), group_of(ids, groups)
+    return {
+        sample: (
+            listed[sample]["field"] if sample in listed and groups is None else group[sample],
+            listed[sample]["modality"] if sample in listed else "",
+        )
+        for sample in ids
+    }
 
 
 def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Split:
@@ -137,7 +157,8 @@ def _read_column(path: Path, column: str, flag: str) -> dict[str, str]:
         ) from error
 
 
-def _group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
+def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
+    """Sample id to its group; see `make_split`."""
     if groups is None:
         return {sample: sample for sample in ids}
     if groups.lower().endswith(".csv"):
@@ -157,11 +178,11 @@ def _group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
 
 
 def _random(
-    ids: Sequence[str], group_of: Mapping[str, str], folds: int, fold: int, seed: int
+    ids: Sequence[str], groups: Mapping[str, str], folds: int, fold: int, seed: int
 ) -> Split:
     members: dict[str, list[str]] = defaultdict(list)
     for sample in ids:
-        members[group_of[sample]].append(sample)
+        members[groups[sample]].append(sample)
     order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
     if folds:
         if not 3 <= folds <= len(order) or not 0 <= fold < folds:

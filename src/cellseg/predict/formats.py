@@ -48,14 +48,21 @@ def write_labels(path: Path, labels: NDArray[Any]) -> None:
         tifffile.imwrite(name, labels, compression="zlib", software=SOFTWARE, metadata=None)
 
 
+def outlined(image: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """The image (H, W, 3) in [0, 1] as 8 bit, with the outlines of its nuclei."""
+    from skimage.segmentation import find_boundaries
+
+    picture: NDArray[np.uint8] = (image * 255 + 0.5).astype(np.uint8)
+    picture[find_boundaries(labels, mode="inner")] = OUTLINE
+    return picture
+
+
 def write_overlay(path: Path, image: NDArray[np.float32], labels: NDArray[Any]) -> None:
     """The image (H, W, 3) in [0, 1] with the outlines of its nuclei, as PNG."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
-    from skimage.segmentation import find_boundaries
 
-    picture = (image * 255 + 0.5).astype(np.uint8)
-    picture[find_boundaries(labels, mode="inner")] = OUTLINE
+    picture = outlined(image, labels)
     tags = PngInfo()
     tags.add_text("Software", SOFTWARE)
     with draft(path) as name:
@@ -69,6 +76,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         table = csv.DictWriter(lines, columns, restval="")
         table.writeheader()
         table.writerows(rows)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text as it is."""
+    with draft(path) as name:
+        name.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

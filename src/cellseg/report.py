@@ -1,0 +1,380 @@
+"""What `validate` and `test` say: a table, three files, and pictures of the worst images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cellseg.data.datamodule import NucleiDataModule, few
+from cellseg.data.folders import find_predictions
+from cellseg.data.images import intensity_limits, normalise, read_labels
+from cellseg.errors import InputError
+from cellseg.metrics import MISTAKES, compare, scores
+from cellseg.predict.formats import draft, outlined, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+RESAMPLES = 2000
+FEWEST_GROUPS = 6
+WORST = 10
+# Of the table on screen: score and title.
+MAIN = {
+    "dice": "Dice of the foreground",
+    "iou": "IoU of the foreground",
+    "map": "mean AP, IoU 0.5 to 0.95",
+    "ap50": "AP at IoU 0.5",
+    "ap75": "AP at IoU 0.75",
+    "ap90": "AP at IoU 0.9",
+    "f1": "F1 at IoU 0.5",
+    "pq": "panoptic quality",
+    "aji": "aggregated Jaccard",
+    "count_error": "error of the count",
+}
+
+
+@dataclass
+class Scored:
+    """One image that was compared with the truth.
+
+    Attributes:
+        id: The sample's id.
+        group: Its field of view: images of one are no independent evidence.
+        modality: What kind of image it is, where that is known.
+        sums: From `metrics.compare`.
+        picture: (h, w, 3) uint8 of what is right and wrong, kept of the worst images only.
+    """
+
+    id: str
+    group: str
+    modality: str
+    sums: Mapping[str, float]
+    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Its scores, with the error of its count."""
+        error = abs(self.sums["predicted"] - self.sums["true"])
+        return {**scores(dict(self.sums)), "count_error": error}
+
+
+class Report(pl.Callback):
+    """Reports on the images of `validate` or `test`, of all processes together."""
+
+    def __init__(self) -> None:
+        self.images: list[Scored] = []
+        self.about: dict[str, Any] = {}  # set by `application`: model, command, decoding
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._add(*args, **kwargs)
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._add(*args, **kwargs)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._finish(trainer, "test")
+
+    def _add(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if outputs is None:
+            return
+        name = batch["id"][0]
+        group, modality = trainer.datamodule.origin(name)  # type: ignore[attr-defined]
+        image = batch["image"][0].permute(1, 2, 0).cpu().numpy()
+        picture = comparison(image, batch["labels"][0].cpu().numpy(), outputs["preds"])
+        self.images.append(Scored(name, group, modality, outputs["sums"], picture))
+        keep_worst_pictures(self.images)
+
+    def _finish(self, trainer: pl.Trainer, stage: str) -> None:
+        if trainer.world_size > 1:
+            shares: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, self.images)
+            self.images = [image for share in shares for image in share]
+        if trainer.is_global_zero and self.images:
+            folder = Path(trainer.default_root_dir)
+            data = trainer.datamodule.description  # type: ignore[attr-defined]
+            write_report(folder, {"stage": stage, "data": data, **self.about}, self.images)
+            if isinstance(trainer.logger, TensorBoardLogger):
+                for image in worst(self.images):
+                    tag = f"{stage}/worst/{image.id}"
+                    trainer.logger.experiment.add_image(tag, image.picture, dataformats="HWC")
+
+
+def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str, Any]) -> None:
+    """Report on one or two folders of label images, whoever made them.
+
+    Images that a folder lacks are left out and named.
+
+    Args:
+        datamodule: With `preds_dir`; it says what is scored.
+        folder: Where the report goes.
+        about: What else the report says.
+    """
+    datamodule.setup("test")
+    samples = datamodule.sides["test"]
+    found = [
+        find_predictions(source, [sample.id for sample in samples])
+        for source in datamodule.preds_dir
+    ]
+    lacking = [s.id for s in samples if any(s.id not in paths for paths in found)]
+    if lacking:
+        log.warning(f"{len(lacking)} images lack a prediction and are left out: {few(lacking)}")
+    scored = []
+    for paths in found:
+        images: list[Scored] = []
+        for sample in tqdm(samples, "Scoring", leave=False, disable=None):
+            if sample.id in lacking:
+                continue
+            target, preds = sample.labels(), read_labels(paths[sample.id])
+            if target.shape != preds.shape:
+                raise InputError(
+                    f"{paths[sample.id]}: {preds.shape[0]} x {preds.shape[1]} px, but its image "
+                    f"has {target.shape[0]} x {target.shape[1]}"
+                )
+            image = sample.image()
+            limits = intensity_limits(image, datamodule.percentiles)
+            picture = comparison(normalise(image, limits), target, preds)
+            sums = compare(target, preds)
+            images.append(Scored(sample.id, *datamodule.origin(sample.id), sums, picture))
+            keep_worst_pictures(images)
+        scored.append(images)
+    if not scored[0]:
+        raise InputError("--data.preds_dir: no image has a prediction in both folders")
+    facts = {"stage": "test", "data": datamodule.description, **about}
+    facts["preds"] = ", ".join(map(str, datamodule.preds_dir))
+    write_report(folder, facts, *scored)
+
+
+def write_report(
+    folder: Path,
+    about: Mapping[str, Any],
+    images: Sequence[Scored],
+    other: Sequence[Scored] | None = None,
+) -> None:
+    """Write `metrics.json`, `metrics.csv`, `metrics.md` and `worst.png`, and print the table.
+
+    Args:
+        folder: Where to.
+        about: What else the report says: `stage`, `data`, and the like.
+        images: What was scored.
+        other: The same images as another method found them, to compare with.
+    """
+    images = sorted(images, key=lambda image: image.id)
+    values, limits = summary(images), intervals(resample(images))
+    groups = len({image.group for image in images})
+    facts = {**about, "images": len(images), "groups": groups}
+    stage = about["stage"]
+    content: dict[str, Any] = {
+        **facts,
+        **{f"{stage}/{name}": value for name, value in values.items()},
+        "intervals": {f"{stage}/{name}": limit for name, limit in limits.items()}
+        or "too few groups for an interval",
+        "modalities": {
+            name: {"images": len(part), **summary(part)} for name, part in by_modality(images)
+        },
+        "worst": [image.id for image in worst(images)],
+    }
+    text = table(facts, images, values, limits)
+    if other is not None:
+        other = sorted(other, key=lambda image: image.id)
+        rest = summary(other)
+        change = intervals(
+            {name: a - b for (name, a), b in zip(
+                resample(images).items(), resample(other).values(), strict=True
+            )}
+        )  # fmt: skip
+        content["other"] = {f"{stage}/{name}": value for name, value in rest.items()}
+        content["difference"] = {
+            f"{stage}/{name}": {"value": values[name] - rest[name], "interval": change.get(name)}
+            for name in values
+        }
+        text += difference_table(values, rest, change)
+    write_json(folder / "metrics.json", content)
+    write_text(folder / "metrics.csv", rows(images))
+    write_text(folder / "metrics.md", text)
+    write_worst(folder / "worst.png", worst(images))
+    print(f"\n{text}\nWritten to {folder}: metrics.json, metrics.csv, metrics.md, worst.png")
+
+
+def summary(images: Sequence[Scored]) -> dict[str, float]:
+    """Means over images; ending in `_pooled`, scores of all nuclei together; mistakes."""
+    each = [image.scores for image in images]
+    total = {name: sum(image.sums[name] for image in images) for name in images[0].sums}
+    return {
+        **{name: float(np.mean([s[name] for s in each])) for name in each[0]},
+        **{f"{name}_pooled": value for name, value in scores(total).items()},
+        **{name: total[name] for name in ("true", "predicted", *MISTAKES)},
+    }
+
+
+def resample(images: Sequence[Scored], seed: int = 0) -> dict[str, NDArray[np.float64]]:
+    """The scores of `RESAMPLES` bootstrap samples, drawn by group with replacement.
+
+    Two methods on the same images get the same samples, as a paired comparison needs.
+
+    Returns:
+        Score to (RESAMPLES,); nothing where there are too few groups.
+    """
+    names = sorted({image.group for image in images})
+    if len(names) < FEWEST_GROUPS:
+        return {}
+    place = {name: number for number, name in enumerate(names)}
+    means, sums = list(images[0].scores), list(images[0].sums)
+    table = np.zeros((len(names), 1 + len(means) + len(sums)))
+    for image in images:
+        table[place[image.group]] += [1, *image.scores.values(), *image.sums.values()]
+    weights = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), RESAMPLES
+    )
+    drawn = weights @ table
+    result = dict(zip(means, (drawn[:, 1 : 1 + len(means)] / drawn[:, :1]).T, strict=True))
+    pooled = [scores(dict(zip(sums, row, strict=True))) for row in drawn[:, 1 + len(means) :]]
+    result |= {f"{name}_pooled": np.array([row[name] for row in pooled]) for name in pooled[0]}
+    return result
+
+
+def intervals(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, list[float]]:
+    """The 2.5 and 97.5 percentiles of bootstrap samples."""
+    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in samples.items()}
+
+
+def by_modality(images: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
+    """The images of each kind, where kinds are known."""
+    names = sorted({image.modality for image in images if image.modality})
+    return [(name, [image for image in images if image.modality == name]) for name in names]
+
+
+def worst(images: Sequence[Scored]) -> list[Scored]:
+    """The images of lowest mean AP."""
+    return sorted(images, key=lambda image: (image.scores["map"], image.id))[:WORST]
+
+
+def keep_worst_pictures(images: Sequence[Scored]) -> None:
+    """Forget the pictures of all others, which would fill the memory."""
+    kept = {image.id for image in worst(images)}
+    for image in images:
+        if image.id not in kept:
+            image.picture = None
+
+
+def table(
+    facts: Mapping[str, Any],
+    images: Sequence[Scored],
+    values: Mapping[str, float],
+    limits: Mapping[str, Sequence[float]],
+) -> str:
+    """The report as Markdown."""
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "| score | mean over images | 95 % interval | pooled |", "|---|--:|--:|--:|"]
+    for name, title in MAIN.items():
+        low_high = "{:.3f} to {:.3f}".format(*limits[name]) if name in limits else ""
+        pooled = f"{values[f'{name}_pooled']:.3f}" if f"{name}_pooled" in values else ""
+        lines.append(f"| {title} | {values[name]:.3f} | {low_high} | {pooled} |")
+    if not limits:
+        lines += ["", f"Fewer than {FEWEST_GROUPS} groups: too few groups for an interval."]
+    mistakes = ", ".join(f"{values[name]:.0f} {name}" for name in MISTAKES)
+    lines += ["", f"{values['predicted']:.0f} nuclei for {values['true']:.0f}: {mistakes}."]
+    if parts := by_modality(images):
+        names = ("dice", "iou", "map", "ap50", "f1", "pq", "aji")
+        lines += ["", f"| modality | images | {' | '.join(names)} |", f"|---|{'--:|' * 8}"]
+        for modality, part in parts:
+            of = summary(part)
+            cells = " | ".join(f"{of[name]:.3f}" for name in names)
+            lines.append(f"| {modality} | {len(part)} | {cells} |")
+    lines += ["", "| worst image | mean AP | true | predicted | merged | split | missed | extra |"]
+    lines += [f"|---|{'--:|' * 7}"]
+    for image in worst(images):
+        counts = ("true", "predicted", *MISTAKES)
+        cells = " | ".join(f"{image.sums[name]:.0f}" for name in counts)
+        lines.append(f"| {image.id} | {image.scores['map']:.3f} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def difference_table(
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    change: Mapping[str, Sequence[float]],
+) -> str:
+    """The comparison of two methods as Markdown."""
+    lines = ["", "| score | first | second | difference | 95 % interval |", "|---|--:|--:|--:|--:|"]
+    for name, title in MAIN.items():
+        low_high = "{:+.3f} to {:+.3f}".format(*change[name]) if name in change else ""
+        difference = f"{first[name]:.3f} | {second[name]:.3f} | {first[name] - second[name]:+.3f}"
+        lines.append(f"| {title} | {difference} | {low_high} |")
+    return "\n".join(lines) + "\n"
+
+
+def rows(images: Sequence[Scored]) -> str:
+    """A CSV with a row an image."""
+    lines = io.StringIO(newline="")
+    counts = ("true", "predicted", *MISTAKES)
+    columns = ["image", "group", "modality", *counts, *images[0].scores]
+    writer = csv.writer(lines)
+    writer.writerow(columns)
+    for image in images:
+        numbers = [f"{image.sums[name]:g}" for name in counts]
+        values = [f"{value:.6g}" for value in image.scores.values()]
+        writer.writerow([image.id, image.group, image.modality, *numbers, *values])
+    return lines.getvalue()
+
+
+def comparison(
+    image: NDArray[np.float32], target: NDArray[Any], preds: NDArray[Any], side: int = 384
+) -> NDArray[np.uint8]:
+    """The image, with the outlines of the truth, and with those of the prediction.
+
+    Args:
+        image: (H, W, 3) in [0, 1].
+        target: (H, W) true labels.
+        preds: (H, W) predicted labels.
+        side: Larger images are cut to their top-left corner.
+    """
+    image, target, preds = (array[:side, :side] for array in (image, target, preds))
+    gap = np.full((len(image), 4, 3), 128, np.uint8)
+    plain = (image * 255 + 0.5).astype(np.uint8)
+    return np.hstack([plain, gap, outlined(image, target), gap, outlined(image, preds)])
+
+
+def write_worst(path: Path, images: Sequence[Scored]) -> None:
+    """The pictures of the worst images below each other, each with its scores, as PNG."""
+    from PIL import Image, ImageDraw
+
+    pictures = [(image, image.picture) for image in images if image.picture is not None]
+    if not pictures:
+        return
+    caption = 16
+    width = max(480, *(picture.shape[1] for _, picture in pictures))
+    height = sum(picture.shape[0] + caption for _, picture in pictures)
+    sheet = Image.new("RGB", (width, height), "white")
+    top = 0
+    for image, picture in pictures:
+        words = (
+            f"{image.id[:24]}: mean AP {image.scores['map']:.3f}; "
+            f"image, truth ({image.sums['true']:.0f}), found ({image.sums['predicted']:.0f})"
+        )
+        ImageDraw.Draw(sheet).text((2, top + 2), words, fill="black")
+        sheet.paste(Image.fromarray(picture), (0, top + caption))
+        top += picture.shape[0] + caption
+    with draft(path) as name:
+        sheet.save(name, "PNG")
