@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from skimage.draw import disk
 
-from cellseg.instances import decode
+from cellseg.data.synthetic import generate
+from cellseg.instances import Decoding, decode, encode
+from cellseg.metrics import compare
 
 DISCS = [((20, 20), 9), ((20, 50), 12), ((60, 30), 15), ((70, 74), 20), ((5, 90), 3)]
 
@@ -18,15 +22,49 @@ def drawn() -> NDArray[np.int64]:
 
 
 def dots(number: int) -> NDArray[np.float32]:
-    probs = np.zeros((520, 520), np.float32)
-    probs[::2, ::2].flat[np.arange(number)] = 1
+    probs = np.zeros((1, 520, 520), np.float32)
+    probs[0, ::2, ::2].flat[np.arange(number)] = 1
     return probs
 
 
+ALL = Decoding(min_area=0)
+
+
+def test_contours_are_where_another_nucleus_is_next() -> None:
+    labels = np.zeros((6, 12), int)
+    labels[1:5, 1:5], labels[1:5, 5:8], labels[1:5, 9:12] = 7, 3, 9
+    nuclei, contour = encode(labels)
+    np.testing.assert_array_equal(nuclei, labels > 0)
+    expected = np.zeros_like(contour)
+    expected[1:5, 4:6] = 1  # but not between the second and the third: they are apart
+    np.testing.assert_array_equal(contour, expected)
+
+
+def test_maps_do_not_depend_on_the_numbers_of_the_nuclei() -> None:
+    labels = generate(7)[1].astype(np.int64)
+    assert encode(labels)[1].any()
+    numbers = np.random.default_rng(0).permutation(2**40 + np.arange(labels.max() + 1))
+    numbers[0] = 0
+    np.testing.assert_array_equal(encode(labels), encode(numbers[labels]))
+
+
+def test_no_nuclei_give_empty_maps() -> None:
+    assert not encode(np.zeros((5, 7), np.uint16)).any()
+
+
+def test_touching_nuclei_come_back_one_by_one() -> None:
+    for number in range(8):
+        labels = generate(number)[1]
+        sums = compare(labels, decode(encode(labels).astype(np.float32), ALL))
+        assert sums["matched90"] / sums["true"] > 0.95, number
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_drawn_discs_come_back_one_by_one(dtype: type) -> None:
+@pytest.mark.parametrize("maps", [1, 2])
+def test_drawn_discs_come_back_one_by_one(dtype: type, maps: int) -> None:
     labels = drawn()
-    found = decode(np.where(labels > 0, 0.9, 0.2).astype(dtype))
+    probs = np.stack([np.where(labels > 0, 0.9, 0.2), np.full(labels.shape, 0.1)])
+    found = decode(probs[:maps].astype(dtype))
     assert found.shape == labels.shape
     pairs = set(zip(labels.flat, found.flat, strict=True))
     assert len(pairs) == len(DISCS) + 1  # one number for each disc
@@ -34,25 +72,48 @@ def test_drawn_discs_come_back_one_by_one(dtype: type) -> None:
     assert {number for _, number in pairs} == set(range(len(DISCS) + 1))
 
 
+def test_a_contour_parts_two_nuclei_and_belongs_to_them() -> None:
+    maps = np.zeros((2, 9, 21))
+    maps[0, 2:7, 2:19] = 0.9
+    assert decode(maps, ALL).max() == 1
+    maps[1, 2:7, 10] = 0.8
+    labels = decode(maps, ALL)
+    assert labels.max() == 2
+    np.testing.assert_array_equal(labels > 0, maps[0] > 0.5)
+    assert len(set(labels[2:7, 2:10].flat)) == len(set(labels[2:7, 11:19].flat)) == 1
+    # Too faint a contour, or too low a marker level, parts nothing.
+    assert decode(maps, Decoding(marker=0.05, min_area=0)).max() == 1
+
+
 @pytest.mark.parametrize("corner", [(3, 3), (3, 0)])
 def test_nuclei_that_touch_at_a_corner_are_one(corner: tuple[int, int]) -> None:
-    probs = np.zeros((8, 8))
-    probs[1:3, 1:3] = 1
-    assert decode(probs).max() == 1
-    probs[corner] = 1
-    assert decode(probs).max() == 1
-    assert decode(probs)[corner] == 1
+    probs = np.zeros((1, 8, 8))
+    probs[0, 1:3, 1:3] = 1
+    assert decode(probs, ALL).max() == 1
+    probs[0][corner] = 1
+    assert decode(probs, ALL).max() == 1
+    assert decode(probs, ALL)[corner] == 1
 
 
 def test_a_gap_of_one_pixel_parts_nuclei() -> None:
-    probs = np.zeros((5, 5))
-    probs[:, [1, 3]] = 1
-    assert decode(probs).max() == 2
+    probs = np.zeros((1, 5, 5))
+    probs[0][:, [1, 3]] = 1
+    assert decode(probs, ALL).max() == 2
+
+
+def test_small_nuclei_are_dropped_and_the_others_numbered_without_gaps() -> None:
+    probs = np.zeros((1, 5, 30))
+    for start, width in ((0, 3), (5, 1), (8, 2), (12, 4)):
+        probs[0, :, start : start + width] = 1
+    for least, count in ((0, 4), (5, 4), (6, 3), (10, 3), (11, 2), (21, 0)):
+        labels = decode(probs, Decoding(min_area=least))
+        np.testing.assert_array_equal(np.unique(labels), np.arange(count + 1))
 
 
 @pytest.mark.parametrize("shape", [(12, 17), (1, 1), (1, 500)])
-def test_an_empty_map_gives_zeros_of_its_shape(shape: tuple[int, int]) -> None:
-    labels = decode(np.full(shape, 0.4, np.float32))
+@pytest.mark.parametrize("maps", [1, 2])
+def test_an_empty_map_gives_zeros_of_its_shape(shape: tuple[int, int], maps: int) -> None:
+    labels = decode(np.full((maps, *shape), 0.4, np.float32))
     assert labels.dtype == np.uint16
     assert labels.shape == shape
     assert not labels.any()
@@ -60,12 +121,18 @@ def test_an_empty_map_gives_zeros_of_its_shape(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("threshold", "count"), [(0.1, 4), (0.25, 3), (0.5, 2), (0.75, 1), (1, 0)])
 def test_foreground_lies_above_the_threshold(threshold: float, count: int) -> None:
-    probs = np.array([[0.25, 0, 0.5, 0, 0.75, 0, 1]])
-    assert decode(probs, threshold).max() == count
+    probs = np.array([[[0.25, 0, 0.5, 0, 0.75, 0, 1]]])
+    assert decode(probs, Decoding(threshold=threshold, min_area=0)).max() == count
 
 
 def test_the_threshold_is_one_half_by_default() -> None:
-    np.testing.assert_array_equal(decode(np.array([[0.5, 0, 0.501]])), [[0, 0, 1]])
+    np.testing.assert_array_equal(decode(np.array([[[0.5, 0, 0.501]]]), ALL), [[0, 0, 1]])
+
+
+@pytest.mark.parametrize("levels", [{"threshold": 1.5}, {"marker": -2}, {"min_area": -1}])
+def test_levels_out_of_range_are_refused(levels: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"decode.{next(iter(levels))}"):
+        Decoding(**levels)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +140,27 @@ def test_the_threshold_is_one_half_by_default() -> None:
 )
 def test_more_than_65535_nuclei_get_labels_of_32_bits(number: int, dtype: type) -> None:
     probs = dots(number)
-    labels = decode(probs)
-    assert labels.dtype == dtype
-    np.testing.assert_array_equal(np.unique(labels), np.arange(number + 1))
-    np.testing.assert_array_equal(labels > 0, probs > 0)
+    for maps in (probs, np.concatenate([probs, 0 * probs])):
+        labels = decode(maps, ALL)
+        assert labels.dtype == dtype
+        np.testing.assert_array_equal(np.unique(labels), np.arange(number + 1))
+        np.testing.assert_array_equal(labels > 0, probs[0] > 0)
+
+
+def test_real_nuclei_survive_the_round_trip(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2] / "shared/data/dsb2018"
+    if not root.is_dir():
+        pytest.skip("the real images are not there")
+    from cellseg.data.cache import load
+    from cellseg.data.folders import find_samples, open_tree
+    from cellseg.data.splits import dsb2018
+
+    tree = open_tree(root)
+    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == "val"]
+    total, kept = 0.0, 0.0
+    for sample in samples:
+        labels = load(tree, sample)[1]
+        sums = compare(labels, decode(encode(labels).astype(np.float32), ALL))
+        total, kept = total + sums["true"], kept + sums["matched90"]
+    assert total == sum(int(dsb2018()[sample.id]["n_nuclei"]) for sample in samples)
+    assert kept / total >= 0.99

@@ -208,3 +208,14 @@ def test_a_broken_regular_expression_is_refused_with_its_flag() -> None:
 def test_all_images_in_one_group_are_refused() -> None:
     with pytest.raises(InputError, match=r"^--data\.groups: all 100 images are in one group"):
         make_split(HUNDRED, groups="^image")
+
+
+def test_the_split_of_stardists_paper() -> None:
+    listed = dsb2018()
+    split = make_split(list(listed), "stardist")
+    side = side_of(split)
+    assert sizes(split) == (401, 45, 49)
+    assert all((at == "test") == (listed[s]["stardist"] == "test") for s, at in side.items())
+    fields = [{listed[s]["field"] for s in split.sides[at]} for at in ("train", "val")]
+    assert fields[0].isdisjoint(fields[1])
+    assert len(split.left_out) == 169

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
+from cellseg.instances import Decoding, decode, encode
 from cellseg.task import SegmentationTask, warmup_cosine
 
 pytestmark = [
@@ -71,6 +72,7 @@ def item(height: int = 32, width: int = 40, discs: int = 2, repeat: bool = False
     return {
         "image": torch.from_numpy(image.astype(np.float32)),
         "labels": torch.from_numpy(labels),
+        "maps": torch.from_numpy(encode(labels)),
         "id": "drawn",
         "repeat": repeat,
     }
@@ -135,16 +137,20 @@ def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
         torch.testing.assert_close(p.detach(), factor * before[name], msg=name)
 
 
-def test_a_few_steps_on_one_image_lower_the_loss() -> None:
-    losses = fit(small_task(lr=0.01, warmup_steps=2), [item()], steps=15).losses
+@pytest.mark.parametrize("maps", [1, 2])
+def test_a_few_steps_on_one_image_lower_the_loss(maps: int) -> None:
+    task = small_task(out_channels=maps, lr=0.01, warmup_steps=2)
+    assert task(item()["image"][None]).shape == (1, maps, 32, 40)
+    losses = fit(task, [item()], steps=15).losses
     assert len(losses) == 15
-    assert 0 < losses[-1] < 0.7 * losses[0]
+    assert 0 < losses[-1] < 0.85 * losses[0]
 
 
 def test_predict_step_labels_the_nuclei_of_the_network() -> None:
     labels = item()["labels"]
     task = small_task()
-    task.net = Fixed(torch.where(labels > 0, 0.4, -0.4)[None, None])  # type: ignore[assignment]
+    logits = torch.stack([torch.where(labels > 0, 0.9, -0.4), torch.full(labels.shape, -3.0)])
+    task.net = Fixed(logits[None])  # type: ignore[assignment]
     prediction = task.predict_step({"error": "", "image": item()["image"][None]})
     assert prediction.keys() == {"labels"}
     np.testing.assert_array_equal(prediction["labels"] > 0, labels > 0)
@@ -158,13 +164,15 @@ def test_predict_step_gives_nothing_for_a_file_that_could_not_be_read() -> None:
 def test_validation_scores_every_image_once_and_no_repeat() -> None:
     task = small_task(dice_weight=0, bce_weight=2).eval()
     items = [item(32, 40, 2), item(20, 33, 1), item(16, 16, 0)]
+    task.decoding = Decoding(marker=-1, min_area=0)  # whatever an untrained network says
     losses, dices, ious = [], [], []
     for one in items:
         with torch.inference_mode():
-            logits = task(one["image"][None])[0, 0]
-        target = one["labels"] > 0
-        losses.append(2 * float(F.binary_cross_entropy_with_logits(logits, target.float())))
-        flat = logits.sigmoid().flatten(), target.int().flatten()
+            logits = task(one["image"][None])[0]
+        target = torch.from_numpy(encode(one["labels"].numpy())).float()
+        losses.append(2 * float(F.binary_cross_entropy_with_logits(logits, target)))
+        found = decode(logits.sigmoid().numpy(), task.decoding)
+        flat = torch.from_numpy(found > 0).int().flatten(), target[0].int().flatten()
         dices.append(float(binary_f1_score(*flat, zero_division=1)))
         ious.append(float(binary_jaccard_index(*flat, zero_division=1)))
     run = trainer()
@@ -195,6 +203,24 @@ def test_images_without_nuclei_train_and_score_without_nan() -> None:
     assert all(p.isfinite().all() for p in task.parameters())
     (logged,) = trainer().validate(task, loader(empty), verbose=False)
     assert all(map(math.isfinite, logged.values()))
+
+
+def test_maps_beyond_those_that_there_are_are_refused() -> None:
+    with pytest.raises(ValueError, match="out_channels=3"):
+        small_task(out_channels=3)
+
+
+def test_flips_average_the_network_over_mirror_images() -> None:
+    task = small_task().eval()
+    image = item()["image"][None]
+    with torch.inference_mode():
+        turned = [task.probs(image.flip(dims)) for dims in ((), (2,), (3,), (2, 3))]
+        back = [np.flip(p, axes) for p, axes in zip(turned, ((), 1, 2, (1, 2)), strict=True)]
+        logits = np.mean([np.log(p / (1 - p)) for p in back], axis=0)
+        task.decoding = Decoding(flips=True)
+        found = task.probs(image)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+    assert not np.allclose(found, back[0], rtol=1e-3)
 
 
 def test_hyperparameters_build_the_same_network_again() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import json
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 Fails = Callable[..., str]
+# The decoding of a run until it is tuned.
+DECODE = ("--decode.threshold", "0.5", "--decode.marker", "0.5", "--decode.min_area", "10")
 
 STOPPER = """
 import os, signal, sys
@@ -212,7 +214,7 @@ def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
         for kind, names in EventAccumulator(str(events)).Reload().Tags().items():
             if isinstance(names, list):
                 tags.setdefault(kind, set()).update(names)
-    scores = {f"val/{name}" for name in ("loss", "dice", "iou", "dice_pooled", "iou_pooled")}
+    scores = {f"val/{name}" for name in ("loss", "dice", "iou", "map", "ap50", "pq", "aji")}
     train = {f"train/{name}" for name in ("loss", "lr", "images_per_second")}
     assert scores | train <= tags["scalars"]
     assert "best/dice" in tags["scalars"]
@@ -322,12 +324,21 @@ def test_fault_28_two_processes(command: str, nuclei: Path, trained: Path, tmp_p
         assert done.stderr.count("Data: ") == 1
         # Three images on two processes: one is computed twice and must count once.
         last = find_checkpoint(run)
-        shown = run_process("validate", "--ckpt_path", last, *args, "--data.num_workers", 0)
+        args = ("validate", "--ckpt_path", last, *args, "--data.num_workers", 0)
+        reports = []
+        for name, more in (("one", ()), ("two", devices)):
+            folder = tmp_path / name
+            out = ("--trainer.default_root_dir", folder)
+            done = run_process(*args, *out, *DECODE, *more)
+            assert done.returncode == 0, done.stderr
+            reports.append(json.loads((folder / "metrics.json").read_text()))
+            assert len((folder / "metrics.csv").read_text().splitlines()) == 4
+        for name, value in reports[0].items():
+            if name.startswith("val/"):
+                assert reports[1][name] == pytest.approx(value, abs=1e-6), name
         for name in ("val/loss", "val/dice", "val/map", "val/aji"):
-            value = re.search(rf"{name}\s+\W?\s*([\d.]+)", shown.stdout)
-            assert value, shown.stdout
             logged = list(scalars(run, name).values())
-            assert float(value[1]) == pytest.approx(logged[-1], abs=1e-5)
+            assert reports[0][name] == pytest.approx(logged[-1], abs=1e-5), name
         return
     # Five files, one of them bad, then one: fewer than processes.
     for count, code in ((5, 1), (1, 0)):

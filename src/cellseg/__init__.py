@@ -1,3 +1,24 @@
 """Find cell nuclei in microscope images with a U-Net."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cellseg.predict.model import Model
+
 __version__ = "0.1.0"
+
+
+def load(model: str = "nuclei-1") -> Model:
+    """A model to use in Python: `cellseg.load("nuclei-1").predict(image)` gives labels.
+
+    Args:
+        model: The name of one that comes with the package, or a checkpoint of one's own.
+
+    Raises:
+        cellseg.errors.InputError: There is no such model, or it is damaged.
+    """
+    from cellseg.predict.model import Model  # here, since it takes torch seconds to load
+
+    return Model(model)

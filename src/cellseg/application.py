@@ -31,6 +31,8 @@ from cellseg.report import Report, score_folders
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
 
+log = logging.getLogger(__name__)
+
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
 STOPPED_BY_SIGTERM = 143
@@ -91,6 +93,7 @@ class Application(LightningCLI):
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         self.exit_code = 0
         self.stored: checkpoint.Stored | None = None
+        self.folds: list[Path] = []  # checkpoints whose test sides make one report
         options: dict[str, Any] = {
             "exit_on_error": False,
             "formatter_class": HelpFormatter,
@@ -167,43 +170,66 @@ class Application(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             if not any(arg.startswith("--print_config") for arg in args):
-                self._apply_checkpoint(parser, args)
+                self._apply_model(parser, args)
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
             raise InputError(explain(str(error), command, known)) from error
         if self.stored is not None:
-            self.config[self.config.subcommand].ckpt_path = str(self.ckpt_path)
+            config = self.config[self.config.subcommand]
+            asked = config.get("ckpt_path") or self.config.subcommand != "fit"
+            self._place_model(config, bool(asked) and self.model_path.suffix != ".safetensors")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
 
-    def _apply_checkpoint(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Make what the checkpoint stored the default of each flag that the user left out."""
+    def _apply_model(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Make what the model on disk says the default of each flag that the user left out."""
         given = parser.parse_args(args, defaults=False)
         command = given.subcommand
         flags = given[command]
-        named = flags.get("ckpt_path")
-        if named is None:
-            if command != "fit" and not flags.get("data.preds_dir"):
-                raise InputError(f"{command} needs a model: --ckpt_path CKPT")
+        subparser = self._parser(command)
+        known = {action.dest for action in subparser._actions}
+        if command == "test" and flags.get("data.preds_dir"):
             return
+        named = flags.get("ckpt_path") or flags.get("model.weights")
+        if named is None:
+            if command == "fit":
+                return
+            if "model.weights" not in known:
+                raise InputError(f"{command} needs a model: --ckpt_path CKPT")
+            named = checkpoint.DEFAULT
+            log.info("Model: %s, which comes with cellseg", named)
         root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
-        self.ckpt_path = checkpoint.resolve(str(named), str(root))
-        self.stored = checkpoint.read(self.ckpt_path)
+        self.model_name = str(named)
+        if command == "test" and Path(self.model_name).is_dir():
+            self.folds = checkpoint.best_of_runs(Path(self.model_name))
+        self.model_path = (
+            self.folds[0] if self.folds else checkpoint.resolve(self.model_name, str(root))
+        )
+        self.stored = checkpoint.read(self.model_path)
         for key in (*checkpoint.ARCHITECTURE, *checkpoint.NORMALISATION):
             asked, stored = flags.get(key), self.stored.settings[key]
             if asked is not None and asked != (
                 tuple(stored) if isinstance(asked, tuple) else stored
             ):
                 raise InputError(
-                    f"--{key} {_plain(asked)} contradicts {self.ckpt_path}, which was trained "
+                    f"--{key} {_plain(asked)} contradicts {self.model_path}, which was trained "
                     f"with {_plain(stored)}; leave the flag out"
                 )
-        subparser = self._parser(command)
-        known = {action.dest for action in subparser._actions}
-        subparser.set_defaults({k: v for k, v in self.stored.settings.items() if k in known})
+        # Started from weights alone, a training has a learning rate and so on of its own.
+        fixed = (*checkpoint.ARCHITECTURE, *checkpoint.NORMALISATION)
+        settings = self.stored.settings
+        if command == "fit" and not flags.get("ckpt_path"):
+            settings = {key: settings[key] for key in fixed}
+        subparser.set_defaults({k: v for k, v in settings.items() if k in known})
+
+    def _place_model(self, config: Any, whole: bool) -> None:
+        """Have Lightning load a whole checkpoint, and the task load mere weights."""
+        config.ckpt_path = str(self.model_path) if whole else None
+        if "weights" in config.model:
+            config.model.weights = None if whole else self.model_name
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
@@ -230,8 +256,11 @@ class Application(LightningCLI):
             root, version = settings.default_root_dir, None
             if self.stored is not None:
                 # A resumed run goes on in its folder, or it would forget which was the best.
-                log_dir = self.ckpt_path.absolute().parents[1]
-                if log_dir.parent == Path(root).absolute() / "lightning_logs":
+                log_dir = self.model_path.absolute().parents[1]
+                if (
+                    self.config.fit.ckpt_path
+                    and log_dir.parent == Path(root).absolute() / "lightning_logs"
+                ):
                     version = log_dir.name
             # Lightning's own choice of logger also draws a metric that is always -1.
             kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
@@ -257,8 +286,22 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if subcommand == "test" and self.datamodule.preds_dir:
             score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())
+        elif self.folds:
+            self._test_folds(self.datamodule)
         else:
             super()._run_subcommand(subcommand)
+
+    def _test_folds(self, datamodule: NucleiDataModule) -> None:
+        """Each checkpoint on its own test side, and one report of all."""
+        self.before_test()
+        self.report.parts = len(self.folds)
+        for path in self.folds:
+            stored = checkpoint.read(path)
+            datamodule.trained_split, datamodule.sides = stored.split, {}
+            self.model.decoding = stored.decoding
+            self.trainer.test(
+                self.model, datamodule, ckpt_path=path, weights_only=True, verbose=False
+            )
 
     def before_predict(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
@@ -273,8 +316,8 @@ class Application(LightningCLI):
         self.datamodule.output_dir = writer.dir
         writer.run = {
             **_command(),
-            "model": str(self.ckpt_path),
-            "model_sha256": hashlib.sha256(self.ckpt_path.read_bytes()).hexdigest(),
+            "model": self.model_name,
+            "model_sha256": hashlib.sha256(self.model_path.read_bytes()).hexdigest(),
             "settings": json.loads(self._config_text(format="json")),
         }
 
@@ -292,7 +335,7 @@ class Application(LightningCLI):
 
     def _about(self) -> dict[str, Any]:
         decoding = asdict(self.model.decoding)
-        return {"model": str(self.ckpt_path), **_command(), "decoding": decoding}
+        return {"model": self.model_name, **_command(), "decoding": decoding}
 
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]

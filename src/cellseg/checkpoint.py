@@ -1,42 +1,68 @@
-"""What a checkpoint says of itself, read without running anything that it holds."""
+"""Models on disk: what a checkpoint or a released model says of itself.
+
+A checkpoint is read without running anything that it holds. A released model is a
+`.safetensors` file of weights in half precision with a `.json` of all else beside it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import zipfile
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cellseg.errors import InputError
+from cellseg.instances import Decoding
 
 # What must agree with the weights; a flag that says otherwise is refused.
 ARCHITECTURE = ("model.out_channels", "model.base_channels", "model.depth")
 NORMALISATION = ("data.percentiles",)
+SHIPPED = Path(str(files("cellseg"))) / "weights"
+DEFAULT = "nuclei-1"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The settings in a checkpoint.
+    """A model on disk.
 
     Attributes:
         settings: By the name of their flag, such as `model.base_channels`.
         split: Side to {pixel digest: sample id}; None where it holds none.
+        weights: Name to tensor, for `SegmentationTask.load_state_dict`.
     """
 
     settings: dict[str, Any]
     split: dict[str, dict[str, str]] | None
+    weights: dict[str, Tensor]
+
+    @property
+    def decoding(self) -> Decoding:
+        """How its maps become nuclei."""
+        levels = {k: v for k, v in self.settings.items() if k.startswith("decode.")}
+        return Decoding(**{key.removeprefix("decode."): value for key, value in levels.items()})
 
 
-def resolve(ckpt_path: str, default_root_dir: str) -> Path:
-    """The file that `--ckpt_path` means; `last` is the newest last checkpoint below the root.
+def resolve(model: str, default_root_dir: str = ".") -> Path:
+    """The file that `--ckpt_path` or `--model.weights` means.
+
+    Args:
+        model: A path, the name of a model that comes with the package, or `last`: the newest
+            last checkpoint below the root.
+        default_root_dir: The root.
 
     Raises:
         InputError: It is an address, or there is no such file.
     """
-    if "://" in ckpt_path:
-        raise InputError(f"--ckpt_path {ckpt_path}: addresses are refused; download the file first")
-    if ckpt_path == "last":
+    if "://" in model:
+        raise InputError(f"{model}: addresses are refused; download the model first")
+    if model == "last":
         found = list(Path(default_root_dir).rglob("last*.ckpt"))
         if not found:
             raise InputError(
@@ -44,34 +70,89 @@ def resolve(ckpt_path: str, default_root_dir: str) -> Path:
                 "of the run with --trainer.default_root_dir"
             )
         return max(found, key=lambda path: path.stat().st_mtime)
-    path = Path(ckpt_path)
-    if not path.is_file():
-        raise InputError(f"--ckpt_path {ckpt_path}: no such file")
-    return path
+    path = Path(model)
+    if path.is_file():
+        return path
+    shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
+    if model in shipped:
+        return shipped[model]
+    raise InputError(f"{model}: no such checkpoint; with cellseg comes {', '.join(shipped)}")
+
+
+def best_of_runs(folder: Path) -> list[Path]:
+    """The best checkpoints below a folder, such as those of the folds of a small set."""
+    found = sorted(folder.rglob("best*.ckpt"))
+    if not found:
+        raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
+    return found
 
 
 def read(path: Path) -> Stored:
-    """The settings and the split of a checkpoint.
+    """A model that was trained or released.
 
     Raises:
         InputError: The file is damaged, holds more than data, or is of something else.
     """
-    import torch
+    return _read_released(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
+
+def release(ckpt_path: Path, target: Path, about: dict[str, Any]) -> None:
+    """Write a checkpoint as a released model, for `weights/`.
+
+    Args:
+        ckpt_path: What `fit` wrote.
+        target: The `.safetensors` file; a `.json` goes beside it.
+        about: What else the JSON says, such as how it was trained.
+    """
+    from safetensors.torch import save
+
+    stored = read(ckpt_path)
+    # The running variances of batch normalisation may leave the range of half precision.
+    halved = {
+        name: (value.half() if value.ndim > 1 else value).contiguous()
+        for name, value in stored.weights.items()
+    }
+    content = save(halved)
+    target.write_bytes(content)
+    facts = {
+        **about,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "settings": stored.settings,
+        "split": stored.split,
+    }
+    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_released(path: Path) -> Stored:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = path.read_bytes()
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise InputError(f"{path}: damaged: not the sha256 in {path.stem}.json")
+        weights = {name: value.float() for name, value in load(content).items()}
+        return Stored(facts["settings"], facts["split"], weights)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{path}: no released model, or a damaged one ({error})") from error
+
+
+def _read_checkpoint(path: Path) -> Stored:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise InputError(f"--ckpt_path {path}: damaged (checksum of {damaged})")
+            raise InputError(f"{path}: damaged (checksum of {damaged})")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"--ckpt_path {path}: refused, because it holds objects other than plain data"
+            f"{path}: refused, because it holds objects other than plain data"
         ) from error
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(f"--ckpt_path {path}: not a checkpoint, or a damaged one") from error
+        raise InputError(f"{path}: not a checkpoint, or a damaged one") from error
     if not isinstance(content, dict):
-        raise InputError(f"--ckpt_path {path}: not a checkpoint of cellseg")
+        raise InputError(f"{path}: not a checkpoint of cellseg")
     settings = {
         f"{group}.{name}": value
         for group, key in (
@@ -81,11 +162,12 @@ def read(path: Path) -> Stored:
         )
         for name, value in content.get(key, {}).items()
     }
+    weights = content.get("state_dict", {})
     lacking = [key for key in (*ARCHITECTURE, *NORMALISATION) if key not in settings]
     if lacking:
-        layers = ", ".join(list(content.get("state_dict", {}))[:3])
+        layers = ", ".join(list(weights)[:3])
         raise InputError(
-            f"--ckpt_path {path}: not a checkpoint of cellseg: it lacks {', '.join(lacking)}"
+            f"{path}: not a checkpoint of cellseg: it lacks {', '.join(lacking)}"
             + (f" (its layers are {layers}, …)" if layers else "")
         )
-    return Stored(settings, content.get("NucleiDataModule", {}).get("split"))
+    return Stored(settings, content.get("NucleiDataModule", {}).get("split"), weights)

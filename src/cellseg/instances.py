@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAPS = ("foreground", "contour")
+# Side in px of the window in which two nuclei make a contour. A thin line, of 3, is learned later.
+REACH = 5
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class Decoding:
         marker: A nucleus starts where its foreground probability exceeds that of a contour by
             this much.
         min_area: Smaller nuclei are dropped, in px.
+        flips: Average the network's output over the image and its three mirror images: four
+            times as slow, and a little better.
     """
 
     threshold: float = 0.5
     marker: float = 0.5
     min_area: int = 10
+    flips: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.threshold <= 1 and -1 <= self.marker <= 1 and self.min_area >= 0):
@@ -44,16 +49,18 @@ def encode(labels: NDArray[Any]) -> NDArray[np.uint8]:
         labels: (H, W) integers, 0 is the background.
 
     Returns:
-        (2, H, W) of 0 and 1: the nuclei, and where they touch: their pixels that have another
-        nucleus among the eight neighbours.
+        (2, H, W) of 0 and 1: the nuclei, and where two of them meet: all pixels, also of the
+        gap between them, whose 5 x 5 neighbourhood holds more than one nucleus.
     """
     from scipy.ndimage import maximum_filter, minimum_filter
 
     ids = labels.astype(np.int64)
     nuclei = ids > 0
-    highest = maximum_filter(ids, 3)
-    lowest = minimum_filter(np.where(nuclei, ids, np.iinfo(np.int64).max), 3)
-    return np.stack([nuclei, nuclei & (lowest < highest)]).astype(np.uint8)
+    highest = maximum_filter(ids, REACH)
+    # The background must not be the lowest. SciPy filters in floating point, where the highest
+    # int64 would overflow.
+    lowest = minimum_filter(np.where(nuclei, ids, ids.max(initial=0) + 1), REACH)
+    return np.stack([nuclei, lowest < highest]).astype(np.uint8)
 
 
 def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]:
@@ -79,7 +86,8 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
         labels = label(mask)
     else:
         interior = maps[0] - maps[1]
-        labels = watershed(-interior, label(interior > decoding.marker), mask=mask)
+        markers = label(interior > decoding.marker)
+        labels = watershed(-interior, markers, connectivity=2, mask=mask)
     small = np.bincount(labels.ravel()) < decoding.min_area
     numbered: NDArray[Any] = relabel_sequential(np.where(small[labels], 0, labels))[0]
     return numbered.astype(np.uint16 if numbered.max() <= 65535 else np.uint32)

@@ -74,6 +74,7 @@ class Report(pl.Callback):
 
     def __init__(self) -> None:
         self.images: list[Scored] = []
+        self.parts = 1  # runs that make one report, such as the folds of a small set
         self.about: dict[str, Any] = {}  # set by `application`: model, command, decoding
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -107,6 +108,9 @@ class Report(pl.Callback):
         keep_worst_pictures(self.images)
 
     def _finish(self, trainer: pl.Trainer, stage: str) -> None:
+        self.parts -= 1
+        if self.parts:
+            return
         if trainer.world_size > 1:
             shares: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(shares, self.images)
@@ -114,7 +118,9 @@ class Report(pl.Callback):
         if trainer.is_global_zero and self.images:
             folder = Path(trainer.default_root_dir)
             data = trainer.datamodule.description  # type: ignore[attr-defined]
-            write_report(folder, {"stage": stage, "data": data, **self.about}, self.images)
+            loss = {f"{stage}/loss": float(trainer.callback_metrics[f"{stage}/loss"])}
+            about = {"stage": stage, "data": data, **self.about, **loss}
+            write_report(folder, about, self.images)
             if isinstance(trainer.logger, TensorBoardLogger):
                 for image in worst(self.images):
                     tag = f"{stage}/worst/{image.id}"

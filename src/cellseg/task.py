@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from cellseg.checkpoint import read, resolve
+from cellseg.errors import InputError
 from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
@@ -36,6 +38,8 @@ class SegmentationTask(pl.LightningModule):
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps over which the learning rate rises from 0. It then falls to 0
             along a cosine until the last step.
+        weights: Model to start from: the name of one that comes with the package, such as
+            `nuclei-1`, or a file. On the command line it brings its own architecture.
     """
 
     def __init__(
@@ -48,13 +52,15 @@ class SegmentationTask(pl.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0 or lr <= 0:
             raise ValueError(f"negative warmup_steps={warmup_steps}, or lr={lr} not above 0")
         if not 1 <= out_channels <= len(MAPS):
             raise ValueError(f"out_channels={out_channels}, but it must be 1 to {len(MAPS)}")
-        self.save_hyperparameters()
+        # The weights become those of the run: nothing is to read the file again.
+        self.save_hyperparameters(ignore=["weights"])
         self.net = UNet(out_channels=out_channels, base_channels=base_channels, depth=depth)
         # Faster on CPUs and on tensor cores, and the same to the last caller.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -66,6 +72,8 @@ class SegmentationTask(pl.LightningModule):
         self.eval_scores = Scores()
         # Not hyper-parameters: they are tuned when training ends.
         self.decoding = Decoding()
+        if weights:
+            self._start_from(weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
@@ -130,10 +138,22 @@ class SegmentationTask(pl.LightningModule):
         for state in checkpoint.get("lr_schedulers", []):
             state["base_lrs"] = [self.lr for _ in state["base_lrs"]]
 
+    def _start_from(self, weights: str) -> None:
+        stored = read(resolve(weights))
+        try:
+            self.load_state_dict(stored.weights)
+        except RuntimeError as error:
+            raise InputError(f"{weights}: of another architecture: {error}") from error
+        self.decoding = stored.decoding
+
     def _whole_image_logits(self, image: Tensor) -> Tensor:
         """Logits as `forward` gives them, but of background where an image has no contrast."""
         blank = image.amax((1, 2, 3)) == image.amin((1, 2, 3))
         logits: Tensor = self(image)
+        if self.decoding.flips:
+            for dims in ((2,), (3,), (2, 3)):
+                logits = logits + self(image.flip(dims)).flip(dims)
+            logits = logits / 4
         return logits.masked_fill(blank[:, None, None, None], -10.0)
 
     def _target(self, batch: dict[str, Any]) -> Tensor:

@@ -117,4 +117,4 @@ def tune(
 
 
 def _flags(decoding: Decoding) -> str:
-    return " ".join(f"--decode.{name} {value:g}" for name, value in asdict(decoding).items())
+    return " ".join(f"--decode.{name} {getattr(decoding, name):g}" for name in CANDIDATES)

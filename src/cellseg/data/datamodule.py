@@ -37,6 +37,10 @@ from cellseg.errors import InputError
 log = logging.getLogger(__name__)
 
 
+# Fewer images than this are better scored by folds than on one test side.
+FEW = 30
+
+
 class ResumableLoader(DataLoader[dict[str, Any]]):
     """A loader that Lightning may resume in mid-epoch.
 
@@ -64,7 +68,8 @@ class NucleiDataModule(pl.LightningDataModule):
         cache_dir: Where decoded images and merged masks are kept; by default the user's cache
             folder. Safe to delete.
         split: `auto` is the project's split of DSB2018 where the images are from it and
-            `random` otherwise; or a CSV with the columns `image_id` and `split`.
+            `random` otherwise; `stardist` is that of StarDist's paper; or a CSV with the
+            columns `image_id` and `split`.
         groups: Images that must stay on one side: a CSV with the columns `image_id` and
             `group`, or a regular expression on the id. By default each image is its own group.
         folds: Number of folds for cross-validation; 0 divides 80/10/10.
@@ -276,6 +281,11 @@ class NucleiDataModule(pl.LightningDataModule):
             log.warning(
                 f"{len(split.left_out)} images are not in the split and are left out: "
                 f"{few(split.left_out)}"
+            )
+        if stage == "fit" and len(annotated) < FEW and not self.folds:
+            log.info(
+                f"{len(annotated)} images make a test of few: --data.folds 5 --data.fold 0 to 4, "
+                "one run each below one folder, then test --ckpt_path FOLDER score all of them"
             )
         for side in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if not self.sides[side]:

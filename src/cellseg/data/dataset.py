@@ -95,7 +95,7 @@ class WholeImageDataset(Dataset[dict[str, Any]]):
         sample = self.samples[index]
         image, labels = sample.image(), sample.labels()
         return {
-            "image": to_tensor(normalise(image, intensity_limits(image, self.percentiles))),
+            "image": to_input(image, self.percentiles),
             "labels": torch.from_numpy(labels.astype(np.int32)),
             "maps": torch.from_numpy(encode(labels)),
             "id": sample.id,
@@ -136,8 +136,7 @@ class FileDataset(Dataset[dict[str, Any]]):
         bad = int(image.size - np.isfinite(image).sum()) if image.dtype.kind == "f" else 0
         if bad:
             item["note"] = f"{bad} NaN or infinite values were left out"
-        limits = intensity_limits(image, self.percentiles)
-        return item | {"image": to_tensor(normalise(image, limits))[None]}
+        return item | {"image": to_input(image, self.percentiles)[None]}
 
 
 class EndlessSampler(Sampler[int]):
@@ -198,6 +197,11 @@ def local_labels(labels: Array) -> Array:
     values, numbers = np.unique(labels, return_inverse=True)
     start = 0 if values[0] == 0 else 1
     return (numbers.reshape(labels.shape) + start).astype(np.uint16)
+
+
+def to_input(image: Array, percentiles: tuple[float, float]) -> torch.Tensor:
+    """What the network takes of a whole image (H, W, 3): normalised, (3, H, W) float32."""
+    return to_tensor(normalise(image, intensity_limits(image, percentiles)))
 
 
 def to_tensor(image: Array) -> torch.Tensor:

@@ -43,7 +43,11 @@ def read_image(source: Path | bytes, name: str = "") -> Array:
     Raises:
         InputError: The file is damaged, or is no single grey or RGB plane.
     """
-    pixels = read_pixels(source, name)
+    return to_rgb(read_pixels(source, name))
+
+
+def to_rgb(pixels: Array) -> Array:
+    """Pixels (H, W) or (H, W, 1 to 4) as (H, W, 3); see `read_image`."""
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     elif pixels.shape[2] == 1 or pixels.shape[2] == 2:

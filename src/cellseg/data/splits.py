@@ -57,7 +57,8 @@ def make_split(
     Args:
         ids: All sample ids.
         split: `auto` takes the project's split of DSB2018 where one id is in it and `random`
-            otherwise; else a CSV with the columns `image_id` and `split`.
+            otherwise; `stardist` is the split of StarDist's paper; else a CSV with the columns
+            `image_id` and `split`.
         groups: What must stay on one side: a CSV with the columns `image_id` and `group`, or
             a regular expression on the id (its first group, or the whole match).
         folds: k-fold instead of 80/10/10: fold `fold` is the test side, the next one the
@@ -78,6 +79,8 @@ def make_split(
         if any(sample in listed for sample in ids):
             named = {sample: row["split"] for sample, row in listed.items()}
             return _from_table(ids, named, "the project's split of DSB2018, by field of view")
+    if split == "stardist":
+        return _from_table(ids, _stardist(seed), "StarDist's split of DSB2018")
     if split in ("auto", "random"):
         return _random(ids, group_of(ids, groups), folds, fold, seed)
     return _from_table(ids, _read_column(Path(split), "split", "--data.split"), split)
@@ -126,6 +129,18 @@ def origins(ids: Sequence[str], groups: str | None) -> dict[str, tuple[str, str]
         )
         for sample in ids
     }
+
+
+def _stardist(seed: int) -> dict[str, str]:
+    """StarDist's training images, a tenth of them, by field, for validation, and its test."""
+    side_of = {s: row["stardist"] for s, row in dsb2018().items() if row["stardist"]}
+    fields = {s: dsb2018()[s]["field"] for s, side in side_of.items() if side == "train"}
+    wanted = round(len(fields) / 10)
+    for field_ in np.random.default_rng(seed).permutation(sorted(set(fields.values()))).tolist():
+        members = [sample for sample, of in fields.items() if of == field_]
+        if sum(side == "val" for side in side_of.values()) + len(members) <= wanted:
+            side_of.update(dict.fromkeys(members, "val"))
+    return side_of
 
 
 def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Split:

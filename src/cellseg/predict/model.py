@@ -1,0 +1,51 @@
+"""A trained model as a Python object, on the path that `cellseg predict` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cellseg.checkpoint import ARCHITECTURE, read, resolve
+from cellseg.data.dataset import to_input
+from cellseg.data.images import to_rgb
+from cellseg.task import SegmentationTask
+
+
+class Model:
+    """Finds nuclei in arrays; made by `cellseg.load`.
+
+    Args:
+        model: The name of a model that comes with the package, or a checkpoint.
+
+    Attributes:
+        task: The network with its decoding, `task.decoding`. Moved to a GPU by `task.cuda()`,
+            it predicts there.
+    """
+
+    def __init__(self, model: str) -> None:
+        stored = read(resolve(model))
+        architecture = {key.removeprefix("model."): stored.settings[key] for key in ARCHITECTURE}
+        self.task = SegmentationTask(**architecture, weights=model).eval()
+        low, high = stored.settings["data.percentiles"]
+        self.percentiles = (float(low), float(high))
+
+    def predict(self, image: NDArray[Any]) -> NDArray[Any]:
+        """The nuclei of an image.
+
+        Args:
+            image: (H, W), or (H, W, 1 to 4) for grey, grey with alpha, RGB and RGBA; any range.
+
+        Returns:
+            (H, W) labels from 1, 0 is the background: uint16, or uint32 when needed.
+
+        Raises:
+            ValueError: The array has another shape.
+        """
+        if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
+            raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
+        tensor = to_input(to_rgb(image), self.percentiles)[None].to(self.task.device)
+        with torch.inference_mode():
+            return np.asarray(self.task.predict_step({"image": tensor, "error": ""})["labels"])

@@ -1,0 +1,198 @@
+"""The model that comes with the package, and how a model is started from, named and loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from cellseg import checkpoint, load
+from cellseg.data.synthetic import generate
+from cellseg.errors import InputError
+from conftest import SMALL, cellseg, find_checkpoint, run_process
+
+Fails = Callable[..., str]
+SHIPPED = checkpoint.SHIPPED / "nuclei-1.safetensors"
+
+
+@pytest.fixture(scope="module")
+def released(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("released") / "small.safetensors"
+    checkpoint.release(find_checkpoint(trained, "best"), target, {"name": "small"})
+    return target
+
+
+def test_a_released_model_says_what_its_checkpoint_said(trained: Path, released: Path) -> None:
+    before = checkpoint.read(find_checkpoint(trained, "best"))
+    after = checkpoint.read(released)
+    assert after.settings == before.settings
+    assert after.split == before.split
+    assert after.weights.keys() == before.weights.keys()
+    for name, value in before.weights.items():
+        torch.testing.assert_close(after.weights[name], value.float(), rtol=1e-3, atol=1e-6)
+    assert released.stat().st_size < 0.6 * 4 * sum(v.numel() for v in before.weights.values())
+
+
+def test_a_damaged_released_model_is_refused(released: Path, tmp_path: Path) -> None:
+    for name in (released.name, "small.json"):
+        (tmp_path / name).write_bytes((released.parent / name).read_bytes())
+    copy = tmp_path / released.name
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(InputError, match="sha256"):
+        checkpoint.read(copy)
+    (tmp_path / "small.json").write_text("{}")
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.read(copy)
+
+
+def test_the_shipped_model_fits_into_the_wheel_and_has_a_card() -> None:
+    assert sum(path.stat().st_size for path in checkpoint.SHIPPED.iterdir()) < 16e6
+    facts = json.loads(SHIPPED.with_suffix(".json").read_text())
+    assert facts["name"] == "nuclei-1"
+    card = SHIPPED.with_suffix(".md").read_text()
+    assert facts["sha256"] in card
+    for word in ("CC0", "split", "cellseg fit", "crops", "Known failures", "histology"):
+        assert word in card
+
+
+def test_the_shipped_model_was_trained_on_the_train_side_only() -> None:
+    from cellseg.data.splits import dsb2018
+
+    split = checkpoint.read(SHIPPED).split
+    assert split is not None
+    for side, images in split.items():
+        assert {dsb2018()[name]["split"] for name in images.values()} == {side}
+    assert [len(split[side]) for side in ("train", "val", "test")] == [529, 65, 70]
+
+
+def test_predict_without_a_checkpoint_uses_the_shipped_model_and_names_it(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    # In an empty folder, as a user who has just installed it.
+    (tmp_path / "here").mkdir()
+    args = ("--data.predict_dir", nuclei / "images", "--output.dir", tmp_path / "one")
+    done = subprocess.run(
+        [sys.executable, "-m", "cellseg", "predict", *map(str, args)],
+        capture_output=True, text=True, check=False, cwd=tmp_path / "here",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "nuclei-1" in done.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+    run = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert run["model"] == "nuclei-1"
+    assert run["model_sha256"] == json.loads(SHIPPED.with_suffix(".json").read_text())["sha256"]
+    named = ("--ckpt_path", "nuclei-1", "--data.predict_dir", nuclei / "images")
+    assert cellseg("predict", *named, "--output.dir", tmp_path / "two") == 0
+    for path in (tmp_path / "one").glob("*_labels.tif"):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_scoring_without_a_checkpoint_scores_the_shipped_model(
+    command: str, nuclei: Path, tmp_path: Path
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path)
+    assert cellseg(command, *args, "--data.num_workers", 0) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["model"] == "nuclei-1"
+    assert report["images"] == 12  # it was trained on none of them
+
+
+def test_a_flag_that_contradicts_the_shipped_model_is_refused(nuclei: Path, fails: Fails) -> None:
+    line = fails("predict", "--data.predict_dir", nuclei / "images", "--model.base_channels", 4)
+    assert "base_channels 4" in line
+    assert "nuclei-1" in line
+
+
+def test_decode_flags_win_over_the_models(nuclei: Path, tmp_path: Path) -> None:
+    args = ("predict", "--data.predict_dir", nuclei / "images", "--output.dir", tmp_path)
+    assert cellseg(*args, "--decode.min_area", 10**6) == 0
+    for path in tmp_path.glob("*_labels.tif"):
+        assert not tifffile.imread(path).any()
+
+
+def test_a_fit_starts_from_weights_and_does_not_ask_for_them_again(
+    released: Path, trained: Path, nuclei: Path, tmp_path: Path
+) -> None:
+    local = tmp_path / "start.safetensors"
+    for source in (released, released.with_suffix(".json")):
+        local.with_suffix(source.suffix).write_bytes(source.read_bytes())
+    run = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run", *SMALL[4:])
+    steps = ("--trainer.max_epochs", 1, "--model.lr", 1e-12)
+    # Its architecture needs no flag, and a step of nothing leaves the weights as they were.
+    assert cellseg("fit", "--model.weights", local, *run, *steps) == 0
+    ckpt = find_checkpoint(tmp_path / "run")
+    before, after = checkpoint.read(released), checkpoint.read(ckpt)
+    kernel = "net.head.weight"
+    torch.testing.assert_close(after.weights[kernel], before.weights[kernel], rtol=1e-5, atol=1e-6)
+    assert "model.weights" not in after.settings
+    local.unlink()
+    assert cellseg("test", "--ckpt_path", ckpt, *run[:4], "--data.num_workers", 0) == 0
+    assert cellseg("fit", "--ckpt_path", ckpt, *run, "--trainer.max_epochs", 2) == 0
+
+
+def test_a_fit_from_a_checkpoints_weights_has_a_schedule_of_its_own(
+    trained: Path, nuclei: Path, tmp_path: Path
+) -> None:
+    ckpt = find_checkpoint(trained, "best")
+    run = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL[6:])
+    assert cellseg("fit", "--model.weights", ckpt, *run, "--trainer.max_epochs", 1) == 0
+    content = torch.load(find_checkpoint(tmp_path), weights_only=True)
+    assert content["global_step"] == 4
+    assert content["hyper_parameters"]["base_channels"] == 4
+    assert content["hyper_parameters"]["warmup_steps"] == 100
+
+
+def test_weights_that_are_not_there_or_do_not_fit_are_refused(
+    released: Path, nuclei: Path, fails: Fails
+) -> None:
+    line = fails("fit", "--model.weights", "nuclei-9", "--data.root", nuclei)
+    assert "nuclei-9" in line
+    assert "nuclei-1" in line
+    line = fails(
+        "fit", "--model.weights", released, "--model.base_channels", 8, "--data.root", nuclei
+    )
+    assert "base_channels 8" in line
+
+
+def test_in_python_the_labels_are_those_of_the_command(trained: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    picture = generate(3, size=90)[0]
+    Image.fromarray(picture).save(images / "a.png")
+    Image.fromarray(picture[..., 1]).save(images / "grey.png")
+    Image.fromarray(picture[..., 1].astype(np.uint16) * 257).save(images / "deep.png")
+    for name in ("nuclei-1", find_checkpoint(trained, "best")):
+        args = ("--data.predict_dir", images, "--ckpt_path", name)
+        assert cellseg("predict", *args, "--output.dir", tmp_path / "out") == 0
+        model = load(str(name))
+        for array, stem in (
+            (picture, "a"),
+            (picture[..., 1], "grey"),
+            (picture[..., 1].astype(np.uint16) * 257, "deep"),
+        ):
+            written = tifffile.imread(tmp_path / "out" / f"{stem}_labels.tif")
+            np.testing.assert_array_equal(model.predict(array), written)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 40, 40, 3), (40, 40, 7), (0, 40)])
+def test_arrays_that_are_no_image_are_refused(shape: tuple[int, ...], trained: Path) -> None:
+    model = load(str(find_checkpoint(trained, "best")))
+    with pytest.raises(ValueError, match="an image is"):
+        model.predict(np.zeros(shape))
+
+
+def test_importing_the_package_stays_quick() -> None:
+    code = "import cellseg, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert run_process("--version").returncode == 0

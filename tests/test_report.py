@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cellseg.data.synthetic import generate
+from cellseg.metrics import compare, scores
+from cellseg.report import Scored, intervals, resample, summary
+from conftest import SMALL, cellseg, find_checkpoint, write_nuclei
+
+Fails = Callable[..., str]
+
+
+def shifted(labels: NDArray[np.uint16], pixels: int) -> NDArray[np.uint16]:
+    return np.roll(labels, pixels, axis=1)
+
+
+def scored(number: int, group: str, shift: int) -> Scored:
+    labels = generate(number)[1]
+    return Scored(str(number), group, "", compare(labels, shifted(labels, shift)))
+
+
+def write_preds(root: Path, folder: Path, shift: int, name: str = "{}_labels.tif") -> Path:
+    folder.mkdir()
+    for path in sorted((root / "masks").iterdir()):
+        labels = shifted(np.asarray(Image.open(path)), shift)
+        Image.fromarray(labels).save(folder / name.format(path.stem))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_nuclei(tmp_path_factory.mktemp("report"), 8)
+
+
+def read_report(folder: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / "metrics.json").read_text())
+    return content
+
+
+class TestInterval:
+    def test_it_is_that_of_the_means_of_fields(self) -> None:
+        # Ten fields of one image each: the standard error of a mean, in closed form.
+        images = [scored(number, str(number), number % 3) for number in range(10)]
+        values = np.array([image.scores["map"] for image in images])
+        low, high = intervals(resample(images))["map"]
+        assert low < values.mean() < high
+        expected = 2 * 1.96 * values.std() / np.sqrt(10)
+        assert high - low == pytest.approx(expected, rel=0.15)
+
+    def test_tiles_of_one_field_are_no_further_evidence(self) -> None:
+        images = [scored(number, str(number), number % 3) for number in range(8)]
+        fourfold = [
+            Scored(f"{image.id}-{n}", image.group, "", image.sums)
+            for image in images
+            for n in "abcd"
+        ]
+        once, often = (intervals(resample(these))["ap50_pooled"] for these in (images, fourfold))
+        assert once == pytest.approx(often)
+
+    @pytest.mark.parametrize(("groups", "given"), [(5, False), (6, True)])
+    def test_it_needs_six_fields(self, groups: int, given: bool) -> None:
+        images = [scored(number, str(number % groups), 1) for number in range(8)]
+        assert bool(intervals(resample(images))) == given
+
+    def test_the_mean_of_the_samples_is_the_score(self) -> None:
+        images = [scored(number, str(number // 2), number % 4) for number in range(16)]
+        values = summary(images)
+        for name, samples in resample(images).items():
+            if not name.endswith("_pooled"):  # a ratio of sums, whose samples are biased
+                near = 0.01 * max(1, values[name])
+                assert np.mean(samples) == pytest.approx(values[name], abs=near), name
+
+
+def test_labels_of_any_origin_are_scored_without_a_model(root: Path, tmp_path: Path) -> None:
+    for name in ("{}.png", "{}_labels.tif", "{}_cp_masks.png"):
+        folder = write_preds(root, tmp_path / name[2:], 2, name)
+        out = tmp_path / f"out{name[2:]}"
+        args = ("--data.root", root, "--trainer.default_root_dir", out)
+        assert cellseg("test", "--data.preds_dir", folder, *args) == 0
+        report = read_report(out)
+        labels = [np.asarray(Image.open(path)) for path in sorted((root / "masks").iterdir())]
+        each = [scores(compare(truth, shifted(truth, 2))) for truth in labels]
+        for key in ("dice", "ap50", "map", "pq"):
+            assert report[f"test/{key}"] == pytest.approx(np.mean([s[key] for s in each]))
+        rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+        assert [float(row["map"]) for row in rows] == pytest.approx(
+            [s["map"] for s in each], abs=1e-5
+        )
+        assert {"metrics.json", "metrics.csv", "metrics.md", "worst.png"} == {
+            path.name for path in out.iterdir()
+        }
+
+
+def test_two_folders_are_compared_image_by_image(root: Path, tmp_path: Path) -> None:
+    one, two = (write_preds(root, tmp_path / str(shift), shift) for shift in (1, 3))
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
+    assert cellseg("test", "--data.preds_dir", f"{one},{two}", *args) == 0
+    report = read_report(tmp_path / "out")
+    difference = report["difference"]["test/map"]  # type: ignore[index]
+    assert difference["value"] == pytest.approx(report["test/map"] - report["other"]["test/map"])  # type: ignore[index,operator]
+    low, high = difference["interval"]
+    # Every image is better in the first, so the paired interval does not hold 0.
+    assert 0 < low < difference["value"] < high
+    assert "| +0." in (tmp_path / "out" / "metrics.md").read_text()
+
+
+def test_images_without_a_prediction_are_left_out_by_name(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_preds(root, tmp_path / "preds", 1)
+    (folder / "n03_labels.tif").unlink()
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
+    assert cellseg("test", "--data.preds_dir", folder, *args) == 0
+    assert "1 images lack a prediction and are left out: n03" in capfd.readouterr().err
+    assert read_report(tmp_path / "out")["images"] == 7
+
+
+def test_predictions_that_cannot_be_scored_are_refused(
+    root: Path, tmp_path: Path, fails: Fails
+) -> None:
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
+    assert "no such folder" in fails("test", "--data.preds_dir", tmp_path / "nowhere", *args)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "n00_labels.tif" in fails("test", "--data.preds_dir", empty, *args)
+    folder = write_preds(root, tmp_path / "preds", 1)
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(folder / "n02_labels.tif")
+    line = fails("test", "--data.preds_dir", folder, *args)
+    assert "n02_labels.tif: 9 x 9 px" in line
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(folder / "n02_labels.tif")
+    Image.fromarray(np.zeros((64, 64), np.uint16)).save(folder / "n02_masks.tif")
+    assert "n02 has several predictions" in fails("test", "--data.preds_dir", folder, *args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_reported_with_the_ten_worst_images(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = write_nuclei(tmp_path / "other", 12, start=60)
+    out = tmp_path / "out"
+    args = ("--data.root", root, "--trainer.default_root_dir", out, "--data.num_workers", 0)
+    ckpt = find_checkpoint(trained, "best")
+    assert cellseg("test", "--ckpt_path", ckpt, *args, "--decode.min_area", 3) == 0
+    report = read_report(out)
+    assert report["decoding"]["min_area"] == 3  # type: ignore[index]
+    assert len(report["worst"]) == 10  # type: ignore[arg-type]
+    assert set(report["intervals"]) >= {"test/dice", "test/map", "test/ap50_pooled"}  # type: ignore[call-overload]
+    text = (out / "metrics.md").read_text()
+    assert text in capfd.readouterr().out
+    assert "| aggregated Jaccard |" in text
+    # Ten rows of 64 px, each below its caption.
+    assert Image.open(out / "worst.png").height == 10 * (64 + 16)
+    log = EventAccumulator(str(next(out.rglob("events.out.tfevents.*")))).Reload()
+    assert len([tag for tag in log.Tags()["images"] if tag.startswith("test/worst/")]) == 10
+    assert "test/map" in log.Tags()["scalars"]
+
+
+def test_a_test_folder_of_ones_own_is_scored_whole(
+    trained: Path, nuclei: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--ckpt_path", find_checkpoint(trained), "--data.num_workers", 0)
+    out = ("--trainer.default_root_dir", tmp_path)
+    other = write_nuclei(tmp_path / "own", 3, start=90)
+    assert cellseg("test", *args, "--data.root", nuclei, "--data.test_dir", other, *out) == 0
+    assert read_report(tmp_path)["images"] == 3
+    assert "trained on" not in capfd.readouterr().err
+    assert cellseg("test", *args, "--data.test_dir", nuclei, *out) == 0
+    assert "10 images to evaluate on were trained on" in capfd.readouterr().err
+
+
+def test_folds_of_a_small_set_make_one_report(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    for fold in range(3):
+        run = ("--trainer.default_root_dir", tmp_path / "folds" / str(fold))
+        args = ("--data.root", root, "--data.folds", 3, "--data.fold", fold, *run, *SMALL)
+        assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    out = ("--trainer.default_root_dir", tmp_path / "out", "--data.num_workers", 0)
+    assert cellseg("test", "--ckpt_path", tmp_path / "folds", "--data.root", root, *out) == 0
+    report = read_report(tmp_path / "out")
+    assert report["images"] == 8  # each once, by the model that was not trained on it
+    assert capfd.readouterr().out.count("panoptic quality") == 1
+    assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)
+
+
+def test_a_small_set_is_offered_folds(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    assert "--data.folds 5" in capfd.readouterr().err
+
+
+def test_tuning_is_stored_in_both_checkpoints_and_shown(trained: Path, tmp_path: Path) -> None:
+    import torch
+
+    stored = [
+        torch.load(find_checkpoint(trained, name), weights_only=True) for name in ("best", "last")
+    ]
+    assert stored[0]["decoding"] == stored[1]["decoding"]
+    assert stored[0]["decoding"].keys() == {"threshold", "marker", "min_area", "flips"}
+    assert "decoding" not in stored[0]["hyper_parameters"]
+
+
+def test_a_run_without_nuclei_in_validation_keeps_the_defaults_and_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "empty"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            noise = np.random.default_rng(number).integers(0, 99, (40, 40), np.uint8)
+            picture = noise if name == "images" else 0 * noise
+            Image.fromarray(picture).save(root / name / f"{number}.png")
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    assert "No nuclei to validate on" in capfd.readouterr().err

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from cellseg.data.synthetic import generate
+from cellseg.instances import Decoding, decode, encode
+from cellseg.metrics import compare, scores
+from cellseg.tuning import CANDIDATES, tune
+
+
+def blurred(number: int, faint: float) -> tuple[np.ndarray, np.ndarray]:
+    """Maps as an unsure network gives them: blurred, and with faint contours."""
+    labels = generate(number)[1]
+    maps = encode(labels) * np.array([0.9, faint])[:, None, None]
+    return gaussian_filter(maps, (0, 0.8, 0.8)).astype(np.float16), labels
+
+
+def mean_ap(predictions: list[tuple[np.ndarray, np.ndarray]], decoding: Decoding) -> float:
+    each = [scores(compare(labels, decode(maps, decoding))) for maps, labels in predictions]
+    return float(np.mean([s["map"] for s in each]))
+
+
+def test_it_finds_levels_that_are_better_than_the_defaults() -> None:
+    predictions = [blurred(number, 0.25) for number in (2, 7, 8)]
+    best, score = tune(predictions)
+    assert score == pytest.approx(mean_ap(predictions, best), abs=1e-6)
+    assert score > mean_ap(predictions, Decoding()) + 0.02
+    # No other value of one level alone is better.
+    for name, values in CANDIDATES.items():
+        for value in values:
+            other = Decoding(**{**vars(best), name: value})
+            assert mean_ap(predictions, other) <= score + 1e-6
+
+
+def test_levels_that_make_no_difference_stay_at_their_defaults() -> None:
+    labels = np.zeros((30, 30), np.uint16)
+    labels[5:20, 5:20] = 1
+    assert tune([(encode(labels), labels)]) == (Decoding(), 1.0)
+
+
+def test_a_network_of_one_map_has_no_marker_level_to_tune() -> None:
+    maps, labels = blurred(2, 0.5)
+    assert tune([(maps[:1], labels)])[0].marker == Decoding().marker
