@@ -158,7 +158,8 @@ def test_a_model_is_reported_with_the_ten_worst_images(
     assert text in capfd.readouterr().out
     assert "| aggregated Jaccard |" in text
     # Ten rows of 64 px, each below its caption.
-    assert Image.open(out / "worst.png").height == 10 * (64 + 16)
+    with Image.open(out / "worst.png") as picture:
+        assert picture.height == 10 * (64 + 16)
     log = EventAccumulator(str(next(out.rglob("events.out.tfevents.*")))).Reload()
     assert len([tag for tag in log.Tags()["images"] if tag.startswith("test/worst/")]) == 10
     assert "test/map" in log.Tags()["scalars"]

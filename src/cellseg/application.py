@@ -31,8 +31,6 @@ from cellseg.report import Report, score_folders
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
 
-log = logging.getLogger(__name__)
-
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
 STOPPED_BY_SIGTERM = 143
@@ -92,8 +90,7 @@ class Application(LightningCLI):
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         self.exit_code = 0
-        self.stored: checkpoint.Stored | None = None
-        self.folds: list[Path] = []  # checkpoints whose test sides make one report
+        self.choice: checkpoint.Choice | None = None
         options: dict[str, Any] = {
             "exit_on_error": False,
             "formatter_class": HelpFormatter,
@@ -176,10 +173,14 @@ class Application(LightningCLI):
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
             raise InputError(explain(str(error), command, known)) from error
-        if self.stored is not None:
-            config = self.config[self.config.subcommand]
-            asked = config.get("ckpt_path") or self.config.subcommand != "fit"
-            self._place_model(config, bool(asked) and self.model_path.suffix != ".safetensors")
+        if self.choice is not None:
+            # Lightning loads a whole checkpoint, and the task mere weights.
+            config, choice = self.config[self.config.subcommand], self.choice
+            config.ckpt_path = str(choice.path) if choice.whole else None
+            if not choice.whole and "weights" not in config.model:
+                raise InputError(f"{self.config.subcommand} needs a model: --ckpt_path CKPT")
+            if "weights" in config.model:
+                config.model.weights = None if choice.whole else choice.name
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
@@ -187,49 +188,15 @@ class Application(LightningCLI):
     def _apply_model(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Make what the model on disk says the default of each flag that the user left out."""
         given = parser.parse_args(args, defaults=False)
-        command = given.subcommand
-        flags = given[command]
-        subparser = self._parser(command)
-        known = {action.dest for action in subparser._actions}
-        if command == "test" and flags.get("data.preds_dir"):
+        flags, subparser = given[given.subcommand], self._parser(given.subcommand)
+        if given.subcommand == "test" and flags.get("data.preds_dir"):
             return
-        named = flags.get("ckpt_path") or flags.get("model.weights")
-        if named is None:
-            if command == "fit":
-                return
-            if "model.weights" not in known:
-                raise InputError(f"{command} needs a model: --ckpt_path CKPT")
-            named = checkpoint.DEFAULT
-            log.info("Model: %s, which comes with cellseg", named)
         root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
-        self.model_name = str(named)
-        if command == "test" and Path(self.model_name).is_dir():
-            self.folds = checkpoint.best_of_runs(Path(self.model_name))
-        self.model_path = (
-            self.folds[0] if self.folds else checkpoint.resolve(self.model_name, str(root))
-        )
-        self.stored = checkpoint.read(self.model_path)
-        for key in (*checkpoint.ARCHITECTURE, *checkpoint.NORMALISATION):
-            asked, stored = flags.get(key), self.stored.settings[key]
-            if asked is not None and asked != (
-                tuple(stored) if isinstance(asked, tuple) else stored
-            ):
-                raise InputError(
-                    f"--{key} {_plain(asked)} contradicts {self.model_path}, which was trained "
-                    f"with {_plain(stored)}; leave the flag out"
-                )
-        # Started from weights alone, a training has a learning rate and so on of its own.
-        fixed = (*checkpoint.ARCHITECTURE, *checkpoint.NORMALISATION)
-        settings = self.stored.settings
-        if command == "fit" and not flags.get("ckpt_path"):
-            settings = {key: settings[key] for key in fixed}
-        subparser.set_defaults({k: v for k, v in settings.items() if k in known})
-
-    def _place_model(self, config: Any, whole: bool) -> None:
-        """Have Lightning load a whole checkpoint, and the task load mere weights."""
-        config.ckpt_path = str(self.model_path) if whole else None
-        if "weights" in config.model:
-            config.model.weights = None if whole else self.model_name
+        self.choice = checkpoint.choose(given.subcommand, flags, str(root))
+        if self.choice is not None:
+            known = {action.dest for action in subparser._actions}
+            defaults = self.choice.defaults()
+            subparser.set_defaults({key: defaults[key] for key in known & defaults.keys()})
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
@@ -254,13 +221,10 @@ class Application(LightningCLI):
                 )
         if self.subcommand == "fit" and settings.logger is True:
             root, version = settings.default_root_dir, None
-            if self.stored is not None:
+            if self.choice is not None and self.choice.whole:
                 # A resumed run goes on in its folder, or it would forget which was the best.
-                log_dir = self.model_path.absolute().parents[1]
-                if (
-                    self.config.fit.ckpt_path
-                    and log_dir.parent == Path(root).absolute() / "lightning_logs"
-                ):
+                log_dir = self.choice.path.absolute().parents[1]
+                if log_dir.parent == Path(root).absolute() / "lightning_logs":
                     version = log_dir.name
             # Lightning's own choice of logger also draws a metric that is always -1.
             kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
@@ -268,8 +232,8 @@ class Application(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
-        if self.stored is not None:
-            self.datamodule.trained_split = self.stored.split
+        if self.choice is not None:
+            self.datamodule.trained_split = self.choice.stored.split
         if self.subcommand != "fit":
             self.model.decoding = self._get(self.config_init, "decode")
 
@@ -286,16 +250,16 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if subcommand == "test" and self.datamodule.preds_dir:
             score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())
-        elif self.folds:
-            self._test_folds(self.datamodule)
+        elif self.choice is not None and self.choice.folds:
+            self._test_folds(self.datamodule, self.choice.folds)
         else:
             super()._run_subcommand(subcommand)
 
-    def _test_folds(self, datamodule: NucleiDataModule) -> None:
-        """Each checkpoint on its own test side, and one report of all."""
+    def _test_folds(self, datamodule: NucleiDataModule, folds: Sequence[Path]) -> None:
+        """Each checkpoint with its decoding on its own test side, and one report of all."""
         self.before_test()
-        self.report.parts = len(self.folds)
-        for path in self.folds:
+        self.report.parts = len(folds)
+        for path in folds:
             stored = checkpoint.read(path)
             datamodule.trained_split, datamodule.sides = stored.split, {}
             self.model.decoding = stored.decoding
@@ -314,10 +278,11 @@ class Application(LightningCLI):
                 source.parent / f"{source.stem if source.is_file() else source.name}_cellseg"
             )
         self.datamodule.output_dir = writer.dir
+        assert self.choice is not None
         writer.run = {
             **_command(),
-            "model": self.model_name,
-            "model_sha256": hashlib.sha256(self.model_path.read_bytes()).hexdigest(),
+            "model": self.choice.name,
+            "model_sha256": hashlib.sha256(self.choice.path.read_bytes()).hexdigest(),
             "settings": json.loads(self._config_text(format="json")),
         }
 
@@ -334,8 +299,9 @@ class Application(LightningCLI):
         return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
 
     def _about(self) -> dict[str, Any]:
+        assert self.choice is not None
         decoding = asdict(self.model.decoding)
-        return {"model": self.model_name, **_command(), "decoding": decoding}
+        return {"model": self.choice.name, **_command(), "decoding": decoding}
 
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
@@ -348,7 +314,3 @@ def _command() -> dict[str, Any]:
 
 def _describe(text: str, *commands: str) -> str:
     return "\n".join([text, "", *(f"  {EXAMPLES[command]}" for command in commands)])
-
-
-def _plain(value: Any) -> str:
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +25,8 @@ from cellseg.instances import Decoding
 
 # What must agree with the weights; a flag that says otherwise is refused.
 ARCHITECTURE = ("model.out_channels", "model.base_channels", "model.depth")
-NORMALISATION = ("data.percentiles",)
+FIXED = (*ARCHITECTURE, "data.percentiles")
+log = logging.getLogger(__name__)
 SHIPPED = Path(str(files("cellseg"))) / "weights"
 DEFAULT = "nuclei-1"
 
@@ -47,6 +50,67 @@ class Stored:
         """How its maps become nuclei."""
         levels = {k: v for k, v in self.settings.items() if k.startswith("decode.")}
         return Decoding(**{key.removeprefix("decode."): value for key, value in levels.items()})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The model that a command uses.
+
+    Attributes:
+        name: As the user named it.
+        path: Its file.
+        stored: What the file says.
+        whole: Whether Lightning loads it as a checkpoint; else the task takes its weights.
+        starts_anew: Whether a new training starts from it.
+        folds: Several checkpoints of equal architecture, whose test sides make one report.
+    """
+
+    name: str
+    path: Path
+    stored: Stored
+    whole: bool
+    starts_anew: bool
+    folds: tuple[Path, ...] = ()
+
+    def defaults(self) -> dict[str, Any]:
+        """What takes the place of the defaults of flags."""
+        if self.starts_anew:
+            # A training has a learning rate and so on of its own.
+            return {key: self.stored.settings[key] for key in FIXED}
+        return self.stored.settings
+
+
+def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Choice | None:
+    """The model that a command is to use; None where `fit` starts from scratch.
+
+    Args:
+        command: The subcommand.
+        flags: What the user gave.
+        default_root_dir: Where runs are.
+
+    Raises:
+        InputError: There is no such model, it cannot be read, or a flag contradicts it.
+    """
+    named = flags.get("ckpt_path") or flags.get("model.weights")
+    if named is None:
+        if command == "fit":
+            return None
+        named = DEFAULT
+        log.info("Model: %s, which comes with cellseg", named)
+    name = str(named)
+    folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else ()
+    path = folds[0] if folds else resolve(name, default_root_dir)
+    stored = read(path)
+    for key in FIXED:
+        asked, kept = flags.get(key), stored.settings[key]
+        if asked is not None and asked != (tuple(kept) if isinstance(asked, tuple) else kept):
+            raise InputError(
+                f"--{key} {_plain(asked)} contradicts {path}, which was trained with "
+                f"{_plain(kept)}; leave the flag out"
+            )
+    starts_anew = command == "fit" and not flags.get("ckpt_path")
+    whole = path.suffix != ".safetensors" and not starts_anew
+    return Choice(name, path, stored, whole, starts_anew, folds)
 
 
 def resolve(model: str, default_root_dir: str = ".") -> Path:
@@ -79,9 +143,9 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     raise InputError(f"{model}: no such checkpoint; with cellseg comes {', '.join(shipped)}")
 
 
-def best_of_runs(folder: Path) -> list[Path]:
+def best_of_runs(folder: Path) -> tuple[Path, ...]:
     """The best checkpoints below a folder, such as those of the folds of a small set."""
-    found = sorted(folder.rglob("best*.ckpt"))
+    found = tuple(sorted(folder.rglob("best*.ckpt")))
     if not found:
         raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
     return found
@@ -163,7 +227,7 @@ def _read_checkpoint(path: Path) -> Stored:
         for name, value in content.get(key, {}).items()
     }
     weights = content.get("state_dict", {})
-    lacking = [key for key in (*ARCHITECTURE, *NORMALISATION) if key not in settings]
+    lacking = [key for key in FIXED if key not in settings]
     if lacking:
         layers = ", ".join(list(weights)[:3])
         raise InputError(
@@ -171,3 +235,7 @@ def _read_checkpoint(path: Path) -> Stored:
             + (f" (its layers are {layers}, …)" if layers else "")
         )
     return Stored(settings, content.get("NucleiDataModule", {}).get("split"), weights)
+
+
+def _plain(value: Any) -> str:
+    return ",".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)
