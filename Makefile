@@ -27,11 +27,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: demo/.trained ## Train on generated nuclei for two minutes, then predict a folder
+demo: demo/.trained ## Train on generated nuclei for two minutes, then find those of a folder
 	@$(BIN)/python -c "from cellseg.data.synthetic import write; write('demo/images', 6, first=1000)"
 	@$(DEMO) --data.predict_dir demo/images --output.dir demo/results
+	@$(BIN)/cellseg predict --data.predict_dir demo/images --output.dir demo/nuclei-1
 	@echo
 	@echo "Overlays to look at   demo/results/*_overlay.png"
+	@echo "Of the shipped model  demo/nuclei-1/*_overlay.png"
 	@echo "Labels for Fiji       demo/results/*_labels.tif"
 	@echo "Counts and sizes      demo/results/summary.csv"
 	@echo "The training          $(BIN)/tensorboard --logdir demo"

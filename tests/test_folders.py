@@ -413,3 +413,34 @@ def test_no_two_files_ever_share_the_name_of_their_results() -> None:
 def test_a_tree_has_the_files_of_its_folder_by_relative_name(tmp_path: Path) -> None:
     names = ["a/b.png", "c.txt"]
     assert Tree(as_folder(tmp_path, names)).names == names
+
+
+@pytest.mark.parametrize("kind", ["0/1", "0/255", "labels", "16 bit", "empty", "overlapping"])
+def test_fault_24_masks_of_all_kinds_give_the_same_nuclei(kind: str, tmp_path: Path) -> None:
+    from cellseg.data.cache import load
+
+    truth = np.zeros((20, 30), np.uint8)
+    truth[2:8, 2:9], truth[10:18, 12:25] = 1, 2
+    folder = tmp_path / "a" if kind == "overlapping" else tmp_path
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    Image.fromarray(truth * 90).save(folder / "images" / "a.png")
+    masks = {
+        "0/1": (truth > 0).astype(np.uint8),
+        "0/255": (truth > 0).astype(np.uint8) * 255,
+        "labels": truth * 7,
+        "16 bit": truth.astype(np.uint16) * 700,
+        "empty": truth * 0,
+    }
+    if kind == "overlapping":
+        for number in (1, 2):
+            mask = truth == number
+            mask[2:4, 2:9] = True  # the second also claims pixels of the first
+            Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    else:
+        Image.fromarray(masks[kind]).save(folder / "masks" / "a.png")
+    tree = open_tree(tmp_path)
+    (sample,), missing = find_samples(tree)
+    labels = load(tree, sample)[1]
+    assert missing == []
+    np.testing.assert_array_equal(labels, truth * (kind != "empty"))

@@ -44,6 +44,9 @@ def test_wheel_works_elsewhere_with_its_configs_and_split(tmp_path: Path) -> Non
     names = zipfile.ZipFile(wheel).namelist()
     for config in (ROOT / "configs").glob("*.yaml"):
         assert f"cellseg/configs/{config.name}" in names
+    for name in ("nuclei-1.safetensors", "nuclei-1.json", "nuclei-1.md"):
+        assert f"cellseg/weights/{name}" in names
+    assert wheel.stat().st_size < 16e6
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"

@@ -356,3 +356,22 @@ def test_a_read_only_input_folder_is_no_hindrance(predict: Predict, tmp_path: Pa
     finally:
         source.chmod(0o755)
     shutil.rmtree(source)
+
+
+def test_fault_32_more_nuclei_than_16_bits_count(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cellseg.task import SegmentationTask
+
+    dots = np.zeros((2, 520, 520), np.float32)
+    dots[0, ::2, ::2] = 1  # 67,600 nuclei of one pixel
+    monkeypatch.setattr(SegmentationTask, "probs", lambda self, image: dots)
+    Image.fromarray(np.eye(520, dtype=np.uint8) * 200).save(tmp_path / "many.png")
+    args = ("--ckpt_path", find_checkpoint(trained), "--data.predict_dir", tmp_path / "many.png")
+    out = ("--output.dir", tmp_path / "out", "--decode.min_area", 0, "--data.num_workers", 0)
+    assert cellseg("predict", *args, *out) == 0
+    labels = tifffile.imread(tmp_path / "out" / "many_labels.tif")
+    assert labels.dtype == np.uint32
+    np.testing.assert_array_equal(np.unique(labels), np.arange(67_601))
+    (row,) = csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines())
+    assert row["nuclei"] == "67600"

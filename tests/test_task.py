@@ -223,6 +223,24 @@ def test_flips_average_the_network_over_mirror_images() -> None:
     assert not np.allclose(found, back[0], rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fault_26_network_and_loss_in_half_precision(dtype: torch.dtype) -> None:
+    task = small_task()
+    batch = {k: v[None] for k, v in item().items() if isinstance(v, Tensor)}
+    full = task.loss(task(batch["image"]), task._target(batch))
+    full.backward()
+    exact = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+    task.zero_grad()
+    with torch.autocast("cpu", dtype):
+        half = task.loss(task(batch["image"]), task._target(batch))
+    half.backward()
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(full.item(), rel=0.02)
+    found = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+    assert found.isfinite().all()
+    assert F.cosine_similarity(found, exact, dim=0) > 0.98
+
+
 def test_hyperparameters_build_the_same_network_again() -> None:
     task = small_task(depth=1, lr=0.5)
     again = SegmentationTask(**task.hparams)

@@ -98,6 +98,7 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     assert fit("whole").returncode == 0
     stopped = fit("parts", "--config", stop_at(tmp_path, 6, how))
     assert stopped.returncode == code, stopped.stderr
+    assert ("Stopped, so not tuned" in stopped.stderr) == (how == "term")
     assert step_of(find_checkpoint(tmp_path / "parts")) == kept
     resumed = fit("parts", "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
@@ -372,3 +373,16 @@ def test_one_validation_image_on_two_processes(nuclei: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert find_checkpoint(tmp_path, "best").is_file()
+
+
+def test_fault_24_masks_that_do_not_fit_are_refused_or_named_before_training(
+    nuclei: Path, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = write_nuclei(tmp_path / "data", 5)
+    run = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
+    (root / "masks" / "n01.png").unlink()
+    assert cellseg("fit", *run, "--trainer.max_epochs", 1) == 0
+    assert "1 images have no mask and are left out: images/n01.png" in capfd.readouterr().err
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "masks" / "n02.png")
+    line = fails("fit", *run)
+    assert "masks/n02.png: 9 x 9 px, but its image images/n02.png has 64 x 64" in line

@@ -14,13 +14,13 @@ EXAMPLES = {
     "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
     "validate": "cellseg validate --ckpt_path best.ckpt --data.root stage1_train.zip",
     "test": "cellseg test --ckpt_path best.ckpt --data.root stage1_train.zip",
-    "predict": "cellseg predict --ckpt_path best.ckpt --data.predict_dir images",
+    "predict": "cellseg predict --data.predict_dir images",
 }
 DESCRIPTIONS = {
     "fit": "Train on annotated images.",
-    "validate": "Score a checkpoint on the validation side of its split.",
-    "test": "Score a checkpoint on the test side of its split, or on new annotated images.",
-    "predict": "Find the nuclei of every image in a folder.",
+    "validate": "Score a model on the validation side of its split.",
+    "test": "Score a model on the test side of its split, or on new annotated images.",
+    "predict": "Find the nuclei of every image in a folder, with nuclei-1 or a model of yours.",
 }
 
 

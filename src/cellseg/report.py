@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ MAIN = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Scored:
     """One image that was compared with the truth.
 
@@ -62,7 +63,7 @@ class Scored:
     sums: Mapping[str, float]
     picture: NDArray[np.uint8] | None = field(default=None, repr=False)
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, float]:
         """Its scores, with the error of its count."""
         error = abs(self.sums["predicted"] - self.sums["true"])
@@ -102,10 +103,12 @@ class Report(pl.Callback):
             return
         name = batch["id"][0]
         group, modality = trainer.datamodule.origin(name)  # type: ignore[attr-defined]
-        image = batch["image"][0].permute(1, 2, 0).cpu().numpy()
-        picture = comparison(image, batch["labels"][0].cpu().numpy(), outputs["preds"])
-        self.images.append(Scored(name, group, modality, outputs["sums"], picture))
-        keep_worst_pictures(self.images)
+        self.images.append(Scored(name, group, modality, outputs["sums"]))
+        if self.images[-1] in worst(self.images):
+            image = batch["image"][0].permute(1, 2, 0).cpu().numpy()
+            target = batch["labels"][0].cpu().numpy()
+            self.images[-1].picture = comparison(image, target, outputs["preds"])
+            keep_worst_pictures(self.images)
 
     def _finish(self, trainer: pl.Trainer, stage: str) -> None:
         self.parts -= 1
@@ -158,12 +161,13 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
                     f"{paths[sample.id]}: {preds.shape[0]} x {preds.shape[1]} px, but its image "
                     f"has {target.shape[0]} x {target.shape[1]}"
                 )
-            image = sample.image()
-            limits = intensity_limits(image, datamodule.percentiles)
-            picture = comparison(normalise(image, limits), target, preds)
             sums = compare(target, preds)
-            images.append(Scored(sample.id, *datamodule.origin(sample.id), sums, picture))
-            keep_worst_pictures(images)
+            images.append(Scored(sample.id, *datamodule.origin(sample.id), sums))
+            if images[-1] in worst(images):
+                image = sample.image()
+                shown = normalise(image, intensity_limits(image, datamodule.percentiles))
+                images[-1].picture = comparison(shown, target, preds)
+                keep_worst_pictures(images)
         scored.append(images)
     if not scored[0]:
         raise InputError("--data.preds_dir: no image has a prediction in both folders")

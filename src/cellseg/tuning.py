@@ -69,6 +69,13 @@ class Tuning(pl.Callback):
             len(predictions), _flags(pl_module.decoding), score,
         )  # fmt: skip
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        assert isinstance(pl_module, SegmentationTask)
+        if trainer.state.fn == "fit" and trainer.is_global_zero:
+            log.warning("Stopped, so not tuned: %s", _flags(pl_module.decoding))
+
     def _predictions(
         self, trainer: pl.Trainer, pl_module: SegmentationTask
     ) -> list[tuple[NDArray[np.float16], NDArray[Any]]]:

@@ -116,7 +116,8 @@ def whole_labels(mask: Array) -> Array:
     values = np.unique(mask)
     if np.count_nonzero(values) <= 1:
         return _compact(label(mask > 0))
-    return _compact(relabel_sequential(mask)[0])
+    # A copy, since it takes no read-only array, which Pillow gives.
+    return _compact(relabel_sequential(mask.copy())[0])
 
 
 def _compact(labels: Array) -> Array:
