@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cellseg.data.cache import pixel_digest
+from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.dataset import (
     CropDataset,
     EndlessSampler,
@@ -26,6 +28,7 @@ from cellseg.data.dataset import (
     local_labels,
     to_tensor,
 )
+from cellseg.data.splits import dsb2018, origins
 from cellseg.data.transforms import Augmentation
 
 CROP = 16
@@ -153,6 +156,34 @@ def test_a_crop_has_the_documented_types(three: CropDataset) -> None:
 def test_crops_come_from_every_image(three: CropDataset) -> None:
     ids = [three[number]["id"] for number in range(60)]
     assert min(ids.count(name) for name in ("small", "large", "tiny")) > 8
+
+
+def test_images_are_drawn_by_their_weights() -> None:
+    samples = [noise(name, seed) for seed, name in enumerate("abc")]
+    dataset = CropDataset(samples, Augmentation(CROP, 0), (0.0, 100.0), 0, [3, 0, 1])
+    drawn = Counter(dataset[number]["id"] for number in range(400))
+    assert drawn.keys() == {"a", "c"}
+    assert drawn["a"] / 400 == pytest.approx(0.75, abs=0.07)
+
+
+def test_rare_kinds_are_drawn_more_often_when_asked_for() -> None:
+    listed = dsb2018()
+    kinds = {"fluorescence": 8, "histology_purple_on_white": 2}
+    train = [
+        sample
+        for kind, count in kinds.items()
+        for sample in [s for s in listed if listed[s]["modality"] == kind][:count]
+    ]
+    shares = {}
+    for balance in (0.0, 0.5, 1.0):
+        datamodule = NucleiDataModule(balance=balance, augment=0, crop_size=CROP, num_workers=0)
+        datamodule.sides = {"train": [noise(name) for name in train]}
+        datamodule._origins = origins(train, None)
+        dataset = datamodule.train_dataloader().dataset
+        rare = [dataset[n]["id"] in train[8:] for n in range(400)]
+        shares[balance] = np.mean(rare)
+    # Of 8 and 2 images: 2 of 10, 1 of 3 (the square roots are 1 to 2), half.
+    assert shares == pytest.approx({0.0: 0.2, 0.5: 1 / 3, 1.0: 0.5}, abs=0.06)
 
 
 def test_a_crop_is_normalised_by_its_whole_image() -> None:
@@ -317,6 +348,7 @@ def test_albumentations_is_imported_by_training_alone_and_told_not_to_look_for_u
     script = """
 import os, sys
 import cellseg.data.datamodule
+from cellseg.data.splits import dsb2018, origins
 from cellseg.data.transforms import Augmentation
 
 crop = Augmentation(8)

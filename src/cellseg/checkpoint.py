@@ -140,7 +140,7 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
     if model in shipped:
         return shipped[model]
-    raise InputError(f"{model}: no such checkpoint; with cellseg comes {', '.join(shipped)}")
+    raise InputError(f"{model}: no such file; the models in the package are {', '.join(shipped)}")
 
 
 def best_of_runs(folder: Path) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ class NucleiDataModule(pl.LightningDataModule):
         crop_size: Side of a training crop in px.
         crops_per_epoch: Training crops in an epoch, over all devices.
         batch_size: Training crops in a batch, on each device.
+        balance: How far kinds of image (modalities, where they are known) are drawn alike: at 0
+            each image is, at 1 each kind, between them kinds by a power of their number.
         augment: Strength of the augmentation; 0 is none, 1 is for general use.
         seed: Seed of the training crops.
         num_workers: Loader processes of each device; by default one less than the cores that
@@ -108,6 +111,7 @@ class NucleiDataModule(pl.LightningDataModule):
         crop_size: int = 256,
         crops_per_epoch: int = 1000,
         batch_size: int = 8,
+        balance: float = 0.0,
         augment: float = 1.0,
         seed: int = 0,
         num_workers: int | None = None,
@@ -125,6 +129,8 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(
                 "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
             )
+        if not 0 <= balance <= 1:
+            raise InputError(f"--data.balance {balance:g}: must lie in 0 to 1")
         if len(preds_dir or []) > 2:
             raise InputError("--data.preds_dir: takes one folder, or two to compare as A,B")
         if min(seed, split_seed) < 0:
@@ -143,6 +149,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self.percentiles = (float(low), float(high))
         self.crops_per_epoch = crops_per_epoch
         self.batch_size = batch_size
+        self.balance = balance
         self.augmentation = Augmentation(crop_size, augment)
         self.seed = seed
         self.num_workers = max(1, min(8, cores() - 1)) if num_workers is None else num_workers
@@ -190,7 +197,15 @@ class NucleiDataModule(pl.LightningDataModule):
         self._crops_before = state_dict["crops"]
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = CropDataset(self.sides["train"], self.augmentation, self.percentiles, self.seed)
+        samples = self.sides["train"]
+        kinds = [self._origins[sample.id][1] for sample in samples]
+        dataset = CropDataset(
+            samples,
+            self.augmentation,
+            self.percentiles,
+            self.seed,
+            [Counter(kinds)[kind] ** -self.balance for kind in kinds],
+        )
         sampler = EndlessSampler(self.crops_per_epoch, self._crops_taken, *self._place())
         return ResumableLoader(
             dataset,

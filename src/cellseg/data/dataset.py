@@ -40,6 +40,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         augmentation: Makes the crop.
         percentiles: See `intensity_limits`.
         seed: Of all randomness.
+        weights: How often each image is drawn, relative to the others; by default all alike.
     """
 
     def __init__(
@@ -48,8 +49,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         percentiles: tuple[float, float],
         seed: int,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.samples = samples
+        shares = np.ones(len(samples)) if weights is None else np.asarray(weights)
+        self._until = np.cumsum(shares / shares.sum())
         self.augmentation = augmentation
         self.percentiles = percentiles
         self.seed = seed
@@ -57,7 +61,7 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, number))
-        index = int(rng.integers(len(self.samples)))
+        index = min(int(np.searchsorted(self._until, rng.random())), len(self.samples) - 1)
         sample = self.samples[index]
         image = sample.image()
         if index not in self._limits:  # of the whole image, once a worker

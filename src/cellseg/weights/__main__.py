@@ -1,4 +1,7 @@
-"""Makes a released model of a checkpoint: `python -m cellseg.weights CKPT FILE.safetensors`."""
+"""Makes a released model of a checkpoint.
+
+python -m cellseg.weights CKPT FILE.safetensors [KEY=VALUE ...]
+"""
 
 from __future__ import annotations
 
@@ -8,4 +11,6 @@ from pathlib import Path
 from cellseg.checkpoint import release
 
 if __name__ == "__main__":
-    release(Path(sys.argv[1]), Path(sys.argv[2]), {"name": Path(sys.argv[2]).stem})
+    ckpt, target, *facts = sys.argv[1:]
+    about = {"name": Path(target).stem, **dict(fact.split("=", 1) for fact in facts)}
+    release(Path(ckpt), Path(target), about)
