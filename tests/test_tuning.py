@@ -9,6 +9,8 @@ from cellseg.instances import Decoding, decode, encode
 from cellseg.metrics import compare, scores
 from cellseg.tuning import CANDIDATES, tune
 
+START = Decoding(threshold=0.6, marker=0.45, min_area=12)
+
 
 def blurred(number: int, faint: float) -> tuple[np.ndarray, np.ndarray]:
     """Maps as an unsure network gives them: blurred, and with faint contours."""
@@ -24,7 +26,7 @@ def mean_ap(predictions: list[tuple[np.ndarray, np.ndarray]], decoding: Decoding
 
 def test_it_finds_levels_that_are_better_than_the_defaults() -> None:
     predictions = [blurred(number, 0.25) for number in (2, 7, 8)]
-    best, score = tune(predictions)
+    best, score = tune(predictions, Decoding())
     assert score == pytest.approx(mean_ap(predictions, best), abs=1e-6)
     assert score > mean_ap(predictions, Decoding()) + 0.02
     # No other value of one level alone is better.
@@ -34,12 +36,12 @@ def test_it_finds_levels_that_are_better_than_the_defaults() -> None:
             assert mean_ap(predictions, other) <= score + 1e-6
 
 
-def test_levels_that_make_no_difference_stay_at_their_defaults() -> None:
+def test_levels_that_make_no_difference_stay_where_they_were() -> None:
     labels = np.zeros((30, 30), np.uint16)
     labels[5:20, 5:20] = 1
-    assert tune([(encode(labels), labels)]) == (Decoding(), 1.0)
+    assert tune([(encode(labels), labels)], START) == (START, 1.0)
 
 
 def test_a_network_of_one_map_has_no_marker_level_to_tune() -> None:
     maps, labels = blurred(2, 0.5)
-    assert tune([(maps[:1], labels)])[0].marker == Decoding().marker
+    assert tune([(maps[:1], labels)], START)[0].marker == START.marker

@@ -58,7 +58,7 @@ class Tuning(pl.Callback):
                 "No nuclei to validate on: decoding stays at %s", _flags(pl_module.decoding)
             )
             return
-        pl_module.decoding, score = tune(predictions)
+        pl_module.decoding, score = tune(predictions, pl_module.decoding)
         for path in (best, best.with_name("last.ckpt")):
             if path.is_file():
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -96,12 +96,13 @@ class Tuning(pl.Callback):
 
 
 def tune(
-    predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]],
+    predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]], start: Decoding
 ) -> tuple[Decoding, float]:
     """The decoding of highest mean AP, a mean over images; one level after the other.
 
     Args:
         predictions: Probabilities (C, H, W) and true labels (H, W) of each image.
+        start: Where to start; a level stays there unless another one is better.
 
     Returns:
         The decoding and its mean AP.
@@ -115,7 +116,7 @@ def tune(
         ]
         return float(np.mean(each))
 
-    best = Decoding()
+    best = start
     names = [name for name in CANDIDATES if name != "marker" or len(predictions[0][0]) > 1]
     for name in tqdm(names * ROUNDS, "Tuning", leave=False, disable=None):
         # The one at hand comes first, so that it stays where another is just as good.
