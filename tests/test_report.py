@@ -190,6 +190,12 @@ def test_folds_of_a_small_set_make_one_report(
     report = read_report(tmp_path / "out")
     assert report["images"] == 8  # each once, by the model that was not trained on it
     assert capfd.readouterr().out.count("panoptic quality") == 1
+    # Levels that the user names hold for every fold: with these all of an image is one nucleus.
+    folds = ("--ckpt_path", tmp_path / "folds", "--data.root", root)
+    levels = ("--decode.threshold", 0, "--decode.marker", -1, "--decode.min_area", 0)
+    assert cellseg("test", *folds, *out, *levels) == 0
+    with (tmp_path / "out" / "metrics.csv").open() as lines:
+        assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
     assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import sys
 import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +260,13 @@ class Application(LightningCLI):
         """Each checkpoint with its decoding on its own test side, and one report of all."""
         self.before_test()
         self.report.parts = len(folds)
+        # Flags of the user's win here too; the others hold what the first checkpoint stored.
+        first, now = asdict(checkpoint.read(folds[0]).decoding), asdict(self.model.decoding)
+        asked = {name: value for name, value in now.items() if value != first[name]}
         for path in folds:
             stored = checkpoint.read(path)
             datamodule.trained_split, datamodule.sides = stored.split, {}
-            self.model.decoding = stored.decoding
+            self.model.decoding = replace(stored.decoding, **asked)
             self.trainer.test(
                 self.model, datamodule, ckpt_path=path, weights_only=True, verbose=False
             )
@@ -309,7 +313,7 @@ class Application(LightningCLI):
 
 
 def _command() -> dict[str, Any]:
-    return {"command": " ".join(["cellseg", *sys.argv[1:]]), "version": __version__}
+    return {"command": shlex.join(["cellseg", *sys.argv[1:]]), "version": __version__}
 
 
 def _describe(text: str, *commands: str) -> str:
