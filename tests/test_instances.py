@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from skimage.draw import disk
 
 from cellseg.data.synthetic import generate
-from cellseg.instances import Decoding, decode, encode
+from cellseg.instances import Decoding, borders, decode, encode
 from cellseg.metrics import compare
 
 DISCS = [((20, 20), 9), ((20, 50), 12), ((60, 30), 15), ((70, 74), 20), ((5, 90), 3)]
@@ -46,6 +46,25 @@ def test_maps_do_not_depend_on_the_numbers_of_the_nuclei() -> None:
     numbers = np.random.default_rng(0).permutation(2**40 + np.arange(labels.max() + 1))
     numbers[0] = 0
     np.testing.assert_array_equal(encode(labels), encode(numbers[labels]))
+
+
+def test_borders_are_the_closed_form_of_the_paper() -> None:
+    labels = generate(7, size=48)[1]
+    y, x = np.indices(labels.shape)
+    expected = np.zeros(labels.shape)
+    for place in zip(*np.nonzero(labels == 0), strict=True):
+        apart = np.hypot(y - place[0], x - place[1])
+        d1, d2 = sorted(apart[labels == n].min() for n in np.unique(labels)[1:])[:2]
+        expected[place] = np.exp(-((d1 + d2) ** 2) / (2 * 5**2))
+    assert expected.max() > 0.5
+    np.testing.assert_allclose(borders(labels), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_without_two_nuclei_there_is_no_border(number: int) -> None:
+    labels = np.zeros((9, 12), np.uint16)
+    labels[2:5, 3:6] = number
+    assert not borders(labels).any()
 
 
 def test_no_nuclei_give_empty_maps() -> None:

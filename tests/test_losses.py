@@ -55,6 +55,15 @@ def test_dice_and_cross_entropy_are_their_closed_forms_for_soft_targets_too() ->
     assert BCE(logits, soft).item() == pytest.approx(bce, rel=1e-5)
 
 
+def test_weights_of_pixels_scale_the_cross_entropy_alone() -> None:
+    logits, target = example(2, 2, 8, 8)
+    weight = torch.ones_like(target)
+    weight[0, 1, 2, 3] = 11.0
+    pixel = F.binary_cross_entropy_with_logits(logits[0, 1, 2, 3], target[0, 1, 2, 3])
+    more = 10 * pixel / target.numel()
+    torch.testing.assert_close(BOTH(logits, target, weight), BOTH(logits, target) + more)
+
+
 def test_without_dice_it_is_torchs_cross_entropy_bit_for_bit() -> None:
     logits, target = example(4, 1, 32, 32)
     assert torch.equal(BCE(logits, target), F.binary_cross_entropy_with_logits(logits, target))

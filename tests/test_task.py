@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
-from cellseg.instances import Decoding, decode, encode
+from cellseg.instances import Decoding, borders, decode, encode
 from cellseg.task import SegmentationTask, warmup_cosine
 
 pytestmark = [
@@ -73,6 +73,7 @@ def item(height: int = 32, width: int = 40, discs: int = 2, repeat: bool = False
         "image": torch.from_numpy(image.astype(np.float32)),
         "labels": torch.from_numpy(labels),
         "maps": torch.from_numpy(encode(labels)),
+        "borders": torch.from_numpy(borders(labels)),
         "id": "drawn",
         "repeat": repeat,
     }
@@ -203,6 +204,20 @@ def test_images_without_nuclei_train_and_score_without_nan() -> None:
     assert all(p.isfinite().all() for p in task.parameters())
     (logged,) = trainer().validate(task, loader(empty), verbose=False)
     assert all(map(math.isfinite, logged.values()))
+
+
+def test_the_border_between_two_nuclei_counts_more_in_the_foreground_alone() -> None:
+    def first_loss(border_weight: float, border: float) -> float:
+        drawn = item()
+        drawn["borders"] = torch.zeros(32, 40)
+        drawn["borders"][1, 1] = border
+        task = small_task(border_weight=border_weight)
+        nn.init.zeros_(task.net.head.weight)  # a probability of a half everywhere
+        return fit(task, [drawn], steps=1).losses[0]
+
+    assert first_loss(0, 0) == first_loss(0, 0.5) == first_loss(10, 0)
+    expected = 10 * 0.5 * math.log(2) / (2 * 32 * 40)
+    assert first_loss(10, 0.5) - first_loss(10, 0) == pytest.approx(expected, rel=1e-3)
 
 
 def test_maps_beyond_those_that_there_are_are_refused() -> None:

@@ -34,6 +34,8 @@ class SegmentationTask(pl.LightningModule):
         depth: Number of poolings of the U-Net; 4 is the paper's.
         dice_weight: Weight of the Dice loss.
         bce_weight: Weight of the binary cross-entropy.
+        border_weight: How much more the background between two nuclei counts in the
+            cross-entropy of the foreground, w0 of the paper.
         lr: Highest learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps over which the learning rate rises from 0. It then falls to 0
@@ -49,14 +51,18 @@ class SegmentationTask(pl.LightningModule):
         depth: int = 4,
         dice_weight: float = 1.0,
         bce_weight: float = 1.0,
+        border_weight: float = 10.0,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0 or lr <= 0:
-            raise ValueError(f"negative warmup_steps={warmup_steps}, or lr={lr} not above 0")
+        if min(warmup_steps, border_weight) < 0 or lr <= 0:
+            raise ValueError(
+                f"negative warmup_steps={warmup_steps} or border_weight={border_weight}, "
+                f"or lr={lr} not above 0"
+            )
         if not 1 <= out_channels <= len(MAPS):
             raise ValueError(f"out_channels={out_channels}, but it must be 1 to {len(MAPS)}")
         # The weights become those of the run: nothing is to read the file again.
@@ -65,6 +71,7 @@ class SegmentationTask(pl.LightningModule):
         # Faster on CPUs and on tensor cores, and the same to the last caller.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DiceBCELoss(dice_weight, bce_weight)
+        self.border_weight = border_weight
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -81,7 +88,10 @@ class SegmentationTask(pl.LightningModule):
         return logits
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
-        loss: Tensor = self.loss(self(batch["image"]), self._target(batch))
+        target = self._target(batch)
+        weight = torch.ones_like(target)
+        weight[:, 0] += self.border_weight * batch["borders"]
+        loss: Tensor = self.loss(self(batch["image"]), target, weight)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss

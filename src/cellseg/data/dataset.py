@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from cellseg.data.folders import output_stems
 from cellseg.data.images import Array, intensity_limits, normalise, read_image
 from cellseg.data.transforms import Augmentation
-from cellseg.instances import encode
+from cellseg.instances import borders, encode
 
 
 class Annotation(Protocol):
@@ -32,8 +32,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     So a crop is the same whatever the number of workers, processes and restarts, and no two
     are alike.
 
-    Items: `image` (3, S, S) float32, `labels` (S, S) int32, `maps` (2, S, S) uint8 (see
-    `instances.encode`), `id`, `number`.
+    Items: `image` (3, S, S) float32, `labels` (S, S) int32, `maps` (2, S, S) uint8 and `borders`
+    (S, S) float32 (see `instances`), `id`, `number`.
 
     Args:
         samples: The training images.
@@ -75,6 +75,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             "image": to_tensor(crop),
             "labels": torch.from_numpy(labels.astype(np.int32)),
             "maps": torch.from_numpy(encode(labels)),
+            "borders": torch.from_numpy(borders(labels)),
             "id": sample.id,
             "number": number,
         }

@@ -43,12 +43,13 @@ class DiceBCELoss(nn.Module):
         self.dice_weight = dice_weight
         self.bce_weight = bce_weight
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of one batch, a float32 scalar.
 
         Args:
             logits: (N, C, H, W), any floating type.
             target: (N, C, H, W) in [0, 1].
+            weight: (N, C, H, W), of each pixel in the cross-entropy; by default 1.
 
         Raises:
             ValueError: The shapes differ, or the target leaves [0, 1] (0/255 masks).
@@ -66,7 +67,8 @@ class DiceBCELoss(nn.Module):
         if self.dice_weight:
             loss = loss + self.dice_weight * dice_loss(torch.sigmoid(logits), target)
         if self.bce_weight:
-            loss = loss + self.bce_weight * F.binary_cross_entropy_with_logits(logits, target)
+            bce = F.binary_cross_entropy_with_logits(logits, target, weight)
+            loss = loss + self.bce_weight * bce
         return loss
 
 
