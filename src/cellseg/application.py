@@ -43,6 +43,7 @@ QUIET = (
     "Be aware that when using `ckpt_path`, callbacks",  # prediction needs no early stopping
     "The dirpath has changed",  # a run that starts from one elsewhere has a best of its own
     "Checkpoint directory .* exists and is not empty",  # that of the run that goes on
+    "Total length of `DataLoader` across ranks is zero",  # all is done already
     "Couldn't infer the batch indices",  # a batch is a file and carries its name
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "Precision .* is not supported by the model summary",
@@ -282,18 +283,32 @@ class Application(LightningCLI):
                 source.parent / f"{source.stem if source.is_file() else source.name}_cellseg"
             )
         self.datamodule.output_dir = writer.dir
+        self.datamodule.not_done = writer.not_done
         assert self.choice is not None
-        writer.run = {
-            **_command(),
-            "model": self.choice.name,
-            "model_sha256": hashlib.sha256(self.choice.path.read_bytes()).hexdigest(),
-            "settings": json.loads(self._config_text(format="json")),
-        }
+        model = hashlib.sha256(self.choice.path.read_bytes()).hexdigest()
+        writer.start(
+            {
+                **_command(),
+                "model": self.choice.name,
+                "model_sha256": model,
+                "settings": json.loads(self._config_text(format="json")),
+            },
+            {
+                "model": model,
+                "version": __version__,
+                "precision": self.trainer.precision,
+                **_named("decode", asdict(self.model.decoding)),
+                **_named("data", asdict(self.datamodule.reading)),
+            },
+            self.trainer.global_rank,
+        )
 
     def after_predict(self) -> None:
+        assert isinstance(self.datamodule, NucleiDataModule)
         # Lightning ends all processes when one of them fails, so only the first one reports.
-        if self.trainer.is_global_zero and self._get(self.config_init, "output").failures:
-            self.exit_code = 1
+        if self.trainer.is_global_zero:
+            failed = self._get(self.config_init, "output").finish(self.datamodule.files[1])
+            self.exit_code = 1 if failed else 0
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -314,6 +329,10 @@ class Application(LightningCLI):
 
 def _command() -> dict[str, Any]:
     return {"command": shlex.join(["cellseg", *sys.argv[1:]]), "version": __version__}
+
+
+def _named(group: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{group}.{name}": value for name, value in values.items()}
 
 
 def _describe(text: str, *commands: str) -> str:

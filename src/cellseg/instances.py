@@ -27,6 +27,7 @@ class Decoding:
         marker: A nucleus starts where its foreground probability exceeds that of a contour by
             this much.
         min_area: Smaller nuclei are dropped, in px.
+        exclude_border: Drop nuclei that touch the border of the image.
         flips: Average the network's output over the image and its three mirror images: four
             times as slow, and a little better.
     """
@@ -34,6 +35,7 @@ class Decoding:
     threshold: float = 0.5
     marker: float = 0.5
     min_area: int = 10
+    exclude_border: bool = False
     flips: bool = False
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
         nuclei on.
     """
     from skimage.measure import label
-    from skimage.segmentation import relabel_sequential, watershed
+    from skimage.segmentation import clear_border, relabel_sequential, watershed
 
     decoding = decoding or Decoding()
     mask = maps[0] > decoding.threshold
@@ -119,6 +121,8 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
         interior = maps[0] - maps[1]
         markers = label(interior > decoding.marker)
         labels = watershed(-interior, markers, connectivity=2, mask=mask)
+    if decoding.exclude_border:
+        labels = clear_border(labels)
     small = np.bincount(labels.ravel()) < decoding.min_area
     numbered: NDArray[Any] = relabel_sequential(np.where(small[labels], 0, labels))[0]
     return numbered.astype(np.uint16 if numbered.max() <= 65535 else np.uint32)

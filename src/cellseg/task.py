@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from cellseg.adapt import (
+    COARSE,
+    factor_for,
+    is_bright,
+    median_diameter,
+    rescale,
+    resize_maps,
+    to_grid,
+)
 from cellseg.checkpoint import read, resolve
 from cellseg.errors import InputError
 from cellseg.instances import MAPS, Decoding, decode
@@ -21,6 +30,20 @@ from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
 
 MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The nuclei of one plane: `labels` (H, W), and the `probs` (H, W) of the foreground."""
+
+    labels: NDArray[Any]
+    probs: NDArray[np.float32]
+
+    @property
+    def confidence(self) -> float:
+        """The mean probability in nuclei; 0 without any."""
+        inside = self.probs[self.labels > 0]
+        return float(inside.mean()) if inside.size else 0.0
 
 
 class SegmentationTask(pl.LightningModule):
@@ -109,10 +132,61 @@ class SegmentationTask(pl.LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Labels of one file: `labels` (H, W), or nothing where it could not be read."""
+        """The nuclei of one file (see `FileDataset`), or nothing where it could not be read.
+
+        Returns:
+            `labels` (P, H, W), `probs` (P, H, W) of the foreground, the `scale` by which the
+            image was enlarged for the network, and whether it was `inverted`.
+        """
         if batch["error"]:
             return {}
-        return {"labels": decode(self.probs(batch["image"]), self.decoding)}
+        image, size = batch["image"], batch["diameter"]
+        middle = len(image) // 2  # all planes of a stack are treated alike
+        sample = image[middle, None]
+        inverted = batch["invert"] is True
+        if batch["invert"] == "auto" and is_bright(sample):
+            # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
+            inverted = self.segment(1 - sample).confidence > self.segment(sample).confidence
+        if inverted:
+            image, sample = 1 - image, 1 - sample
+        factor = 1.0 if isinstance(size, str) else factor_for(size)
+        found = self.segment(sample, factor)
+        if size == "auto":
+            # The model is surer of nuclei whose size it knows.
+            surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)
+            diameter = median_diameter(surest.labels)
+            wanted = 1.0 if math.isnan(diameter) else factor_for(diameter)
+            if wanted != 1:
+                rescaled = self.segment(sample, wanted)
+                if rescaled.confidence > found.confidence:
+                    factor, found = wanted, rescaled
+        planes = [
+            found if place == middle else self.segment(plane[None], factor)
+            for place, plane in enumerate(image)
+        ]
+        return {
+            "labels": np.stack([plane.labels for plane in planes]),
+            "probs": np.stack([plane.probs for plane in planes]),
+            "scale": factor,
+            "inverted": inverted,
+        }
+
+    def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
+        """The nuclei of one plane.
+
+        Args:
+            image: (1, 3, H, W), normalised.
+            factor: By which the network sees it enlarged; areas in px are then of that image.
+        """
+        shape = image.shape[-2:]
+        probs, decoding = self.probs(rescale(image, factor)), self.decoding
+        if factor < 1:  # the outlines follow the full grid
+            probs = resize_maps(probs, shape)
+            decoding = replace(decoding, min_area=round(decoding.min_area / factor**2))
+        labels = decode(probs, decoding)
+        if factor > 1:  # enlarged, narrow gaps are seen that the full grid has not
+            labels, probs = to_grid(labels, shape), resize_maps(probs, shape)
+        return Segmentation(labels, probs[0])
 
     def probs(self, image: Tensor) -> NDArray[np.float32]:
         """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""

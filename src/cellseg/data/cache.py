@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.data.folders import Sample, Tree
-from cellseg.data.images import Array, read_image, read_labels
+from cellseg.data.images import read_image, read_labels
+from cellseg.data.readers import Array
 from cellseg.errors import InputError
 
 # Part of every key: raise it when the content of an entry changes its meaning.
-FORMAT = "1"
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,12 @@ def default_cache_dir() -> Path:
     return user_cache_path("cellseg")
 
 
-def prepare(tree: Tree, samples: Sequence[Sample], cache_dir: Path) -> list[Annotated]:
+def prepare(
+    tree: Tree, samples: Sequence[Sample], cache_dir: Path, channel: str | None = None
+) -> list[Annotated]:
     """Cache entries for all samples, made where they are missing, with a progress bar.
+
+    `channel` is that of the images which shows the nuclei, see `images.to_rgb_planes`.
 
     An entry is keyed by the content of its files and appears by a rename, so an interrupted
     or a simultaneous run does no harm, and the folder may be deleted between runs.
@@ -69,7 +74,8 @@ def prepare(tree: Tree, samples: Sequence[Sample], cache_dir: Path) -> list[Anno
     annotated, todo = [], []
     for sample in samples:
         content = tree.fingerprint((sample.image, *sample.masks))
-        key = hashlib.sha256(f"{FORMAT} {sample.whole} {content}".encode()).hexdigest()[:32]
+        facts = f"{FORMAT} {channel} {sample.whole} {content}"
+        key = hashlib.sha256(facts.encode()).hexdigest()[:32]
         entry = Annotated(sample.id, cache_dir / key[:2] / key)
         annotated.append(entry)
         if not entry.folder.is_dir():
@@ -78,14 +84,14 @@ def prepare(tree: Tree, samples: Sequence[Sample], cache_dir: Path) -> list[Anno
         from tqdm import tqdm
 
         for sample, entry in tqdm(todo, desc="Merging masks", unit="image", leave=False):
-            image, labels = load(tree, sample)
+            image, labels = load(tree, sample, channel)
             _write(entry.folder, image, labels)
     return annotated
 
 
-def load(tree: Tree, sample: Sample) -> tuple[Array, Array]:
+def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array]:
     """An image and its labels, read from their files: (H, W, 3) and (H, W)."""
-    image = read_image(tree.read(sample.image), sample.image)
+    image = read_image(tree.read(sample.image), sample.image, channel)
     masks = [read_labels(tree.read(name), name) for name in sample.masks]
     for name, mask in zip(sample.masks, masks, strict=True):
         if mask.shape != image.shape[:2]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,10 +19,11 @@ from cellseg.data.dataset import (
     CropDataset,
     EndlessSampler,
     FileDataset,
+    Reading,
     Share,
     WholeImageDataset,
 )
-from cellseg.data.folders import files_to_predict, find_samples, open_tree
+from cellseg.data.folders import files_to_predict, find_samples, open_tree, output_stems
 from cellseg.data.splits import (
     SIDES,
     Split,
@@ -92,6 +93,17 @@ class NucleiDataModule(pl.LightningDataModule):
             They are named like the images, with or without `_labels`, `_masks`, `_cp_masks`.
             Two folders, as `a,b`, are compared.
         predict_dir: What `predict` reads: a folder, an image, or a text file with a path a line.
+        channel: Channel that shows the nuclei: its name, or its number from 0. By default all
+            colours of a colour image; of other channels one with a nuclear name (DAPI, Hoechst,
+            …), else the first.
+        plane: Which planes of stacks to predict: `all`, `max` (their maximum), or one's number
+            from 0.
+        invert: Whether to predict on the negative of the images; `auto` does so where a grey image
+            is bright and the model is surer of its negative.
+        diameter: Of the nuclei in px: images are rescaled where it lies outside the range that the
+            model was trained for. `auto` estimates it for each image, `none` leaves all as they
+            are.
+        pixel_size: Of the images, in um, in place of what their files say. It sets units only.
         include: Shell patterns of the files to predict, as `a,b`; by default all images.
         exclude: Shell patterns of files to leave out, as `a,b`.
     """
@@ -118,6 +130,11 @@ class NucleiDataModule(pl.LightningDataModule):
         test_dir: Path | None = None,
         preds_dir: list[str] | None = None,
         predict_dir: Path | None = None,
+        channel: str | None = None,
+        plane: str = "all",
+        invert: bool | Literal["auto"] = "auto",
+        diameter: float | Literal["auto", "none"] = "auto",
+        pixel_size: float | None = None,
         include: list[str] | None = None,
         exclude: list[str] | None = None,
     ) -> None:
@@ -156,9 +173,17 @@ class NucleiDataModule(pl.LightningDataModule):
         self.test_dir = test_dir
         self.preds_dir = [Path(folder) for folder in preds_dir or []]
         self.predict_dir = predict_dir
+        if not isinstance(diameter, str) and not diameter > 0:
+            raise InputError(f"--data.diameter {diameter:g}: must be positive, auto or none")
+        if pixel_size is not None and not pixel_size > 0:
+            raise InputError(f"--data.pixel_size {pixel_size:g}: must be positive")
+        self.channel = channel
+        self.reading = Reading(self.percentiles, channel, plane, pixel_size, invert, diameter)
         self.include = include or []
         self.exclude = exclude or []
-        self.output_dir: Path | None = None  # set by `application`: what lies below is not input
+        # Set by `application`: what lies below is not input, and which files are to be done.
+        self.output_dir: Path | None = None
+        self.not_done: Callable[[Path, list[str]], list[str]] = lambda base, files: files
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
         self.sides: dict[str, list[Annotation]] = {}
@@ -224,7 +249,9 @@ class NucleiDataModule(pl.LightningDataModule):
         return self._whole_image_loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        dataset = FileDataset(*self.to_predict, self.percentiles)
+        base, files = self.files
+        stems = dict(zip(files, output_stems(files), strict=True))
+        dataset = FileDataset(base, [(file, stems[file]) for file in self.todo], self.reading)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -273,16 +300,16 @@ class NucleiDataModule(pl.LightningDataModule):
         samples, missing = find_samples(tree)
         if missing:
             log.warning(f"{len(missing)} images have no mask and are left out: {few(missing)}")
-        found: list[Annotation] = list(prepare(tree, samples, self.cache_dir))
+        found: list[Annotation] = list(prepare(tree, samples, self.cache_dir, self.channel))
         return str(tree.root), found
 
     def _setup_predict(self) -> None:
         if self.predict_dir is None:
             raise InputError("nothing to predict: name images with --data.predict_dir PATH")
-        self.to_predict = files_to_predict(
-            self.predict_dir, self.include, self.exclude, self.output_dir
-        )
-        log.info(f"Data: {len(self.to_predict[1])} images below {self.to_predict[0]}")
+        self.files = files_to_predict(self.predict_dir, self.include, self.exclude, self.output_dir)
+        base, files = self.files
+        log.info(f"Data: {len(files)} images below {base}")
+        self.todo = self.not_done(base, files)
 
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self._annotated()

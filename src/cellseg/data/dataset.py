@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,8 +11,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cellseg.data.folders import output_stems
-from cellseg.data.images import Array, intensity_limits, normalise, read_image
+from cellseg.data.folders import digest_of
+from cellseg.data.images import (
+    intensity_limits,
+    normalise,
+    read_recording,
+    select_planes,
+    to_rgb_planes,
+)
+from cellseg.data.readers import Array
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode
 
@@ -108,40 +116,82 @@ class WholeImageDataset(Dataset[dict[str, Any]]):
         }
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read to predict.
+
+    Attributes:
+        percentiles: See `intensity_limits`.
+        channel: See `images.to_rgb_planes`.
+        plane: See `images.select_planes`.
+        pixel_size: In um, in place of what the file says.
+        invert: For the task: whether to predict on the negative, or `auto`.
+        diameter: For the task: of the nuclei in px, or `auto` or `none`.
+    """
+
+    percentiles: tuple[float, float]
+    channel: str | None = None
+    plane: str = "all"
+    pixel_size: float | None = None
+    invert: bool | str = "auto"
+    diameter: float | str = "auto"
+
+
 class FileDataset(Dataset[dict[str, Any]]):
     """Image files to predict; one that cannot be read is an item with its `error`.
 
-    Items: `file` (relative name), `stem` (of its results), `repeat`, `note`, `error` (empty
-    where all is well), and without an error `image` (1, 3, H, W) float32.
+    Items: `file` (relative name), `stem` (of its results), `repeat` (see `Share`), `note`,
+    `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32,
+    `pixels` (P, H, W, C) as recorded, `channels`, `planes` (the name of each, empty for a file
+    of one plane), `axes` and `shape` of the planes, `pixel_size` (um or None), `invert` and
+    `diameter` (see `Reading`), and `size`, `mtime` and `sha256` of the file.
+
+    Args:
+        base: What the names are relative to.
+        files: Names and the stems of their results.
+        reading: How they are read.
     """
 
-    def __init__(self, base: Path, files: Sequence[str], percentiles: tuple[float, float]) -> None:
+    def __init__(self, base: Path, files: Sequence[tuple[str, str]], reading: Reading) -> None:
         self.base = base
         self.files = files
-        self.stems = output_stems(files)
-        self.percentiles = percentiles
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, place: tuple[int, bool]) -> dict[str, Any]:
         index, repeat = place
-        name = self.files[index]
-        item: dict[str, Any] = {
-            "file": name,
-            "stem": self.stems[index],
-            "repeat": repeat,
-            "error": "",
-            "note": "",
-        }
+        name, stem = self.files[index]
+        item = {"file": name, "stem": stem, "repeat": repeat, "error": "", "note": ""}
         try:
-            image = read_image(self.base / name, name)
+            return item | self._read(name)
         except (ValueError, OSError, MemoryError) as error:
             return item | {"error": str(error) or type(error).__name__}
-        bad = int(image.size - np.isfinite(image).sum()) if image.dtype.kind == "f" else 0
-        if bad:
-            item["note"] = f"{bad} NaN or infinite values were left out"
-        return item | {"image": to_input(image, self.percentiles)[None]}
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path, how = self.base / name, self.reading
+        facts = path.stat()
+        recording = select_planes(read_recording(path, name), how.plane)
+        pixels, note = to_rgb_planes(recording, how.channel)
+        image = normalise(pixels, intensity_limits(pixels, how.percentiles))
+        bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
+        notes = [note, f"{bad} NaN or infinite values were left out" if bad else ""]
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
+            "pixels": torch.from_numpy(np.require(recording.pixels, requirements="CW")),
+            "channels": recording.channels,
+            "planes": recording.planes,
+            "axes": recording.plane_axes,
+            "shape": recording.plane_shape,
+            "pixel_size": how.pixel_size or recording.pixel_size,
+            "invert": how.invert,
+            "diameter": how.diameter,
+            "note": "; ".join(filter(None, notes)),
+            "size": facts.st_size,
+            "mtime": facts.st_mtime_ns,
+            "sha256": digest_of(path),
+        }
 
 
 class EndlessSampler(Sampler[int]):

@@ -318,12 +318,18 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, p) or fnmatch(PurePosixPath(name).name, p) for p in patterns)
 
 
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def is_own_output(path: Path) -> bool:
     """Whether a file is a label image or overlay that `predict` wrote, by its software tag.
 
     Only files named like one are opened.
     """
-    if not path.stem.endswith(("_labels", "_overlay")):
+    if not path.stem.endswith(("_labels", "_overlay", "_probs")):
         return False
     try:
         if path.suffix.lower() in (".tif", ".tiff"):

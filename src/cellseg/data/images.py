@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from cellseg.data.readers import Array, Recording, decode
 from cellseg.errors import InputError
 
-Array = NDArray[Any]
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nd2", ".czi")
 # Written into our TIFFs, so that a later run does not take them for images.
 SOFTWARE = "cellseg"
-# TIFF photometric interpretations that need no conversion: white is 0, black is 0, RGB, palette.
-PLAIN = (0, 1, 2, 3)
+# Names of what shows nuclei, as words of a channel's name: "DAPI", "C1-Hoechst 33342", "ch405".
+NUCLEAR = re.compile(
+    r"(?<![a-z])(dapi|hoechst|h33?342|draq[57]|syto|dna|h2b|nucle(i|us|ar))(?![a-z])"
+    r"|(?<!\d)405(?!\d)"
+)
 
 
 def is_image(name: str) -> bool:
@@ -27,32 +28,135 @@ def is_image(name: str) -> bool:
     return not base.startswith(".") and base.lower().endswith(SUFFIXES)
 
 
-def read_image(source: Path | bytes, name: str = "") -> Array:
-    """An image as it was recorded, as three channels.
-
-    Grey is repeated, a palette is looked up, transparency is dropped, CMYK is converted,
-    1-bit becomes 0 and 255, and a TIFF whose white is 0 is inverted.
+def read_recording(source: Path | bytes, name: str = "") -> Recording:
+    """All planes and channels of an image file, as they were recorded.
 
     Args:
         source: The file, or its bytes.
         name: What to call it in errors; the file's path where none is given.
 
     Returns:
-        (H, W, 3), uint8, uint16 or float32; no other range is promised.
+        Its pixels are uint8, uint16 or float32; no other range is promised. 1-bit becomes 0
+        and 255.
 
     Raises:
-        InputError: The file is damaged, or is no single grey or RGB plane.
+        InputError: See `decode`.
     """
-    return to_rgb(read_pixels(source, name))
+    recording = decode(source, name)
+    return replace(recording, pixels=_as_number(recording.pixels))
+
+
+def select_planes(recording: Recording, plane: str) -> Recording:
+    """A recording with all its planes or one of them.
+
+    Args:
+        recording: What `read_recording` gives.
+        plane: "all", "max" (the maximum over the planes) or a plane's number, from 0.
+
+    Raises:
+        InputError: There is no such plane.
+    """
+    count = len(recording.pixels)
+    if plane == "all" or (count == 1 and plane in ("max", "0")):
+        return recording
+    planes: tuple[int, ...] = ()
+    if plane == "max":
+        # Unlike `max`, it passes over NaN.
+        pixels = np.fmax.reduce(recording.pixels, axis=0, keepdims=True)
+    elif plane in map(str, range(count)):
+        pixels, planes = recording.pixels[int(plane), None], (int(plane),)
+    else:
+        raise InputError(
+            f"{recording.name}: no plane {plane!r}; --data.plane can be 0 to {count - 1}, "
+            "max or all"
+        )
+    return replace(recording, pixels=pixels, planes=planes, plane_axes="", plane_shape=())
+
+
+def to_rgb_planes(recording: Recording, channel: str | None = None) -> tuple[Array, str]:
+    """The planes of a recording as pictures of three channels.
+
+    Args:
+        recording: What `read_recording` gives.
+        channel: Name or number of the channel to take, from 0. None takes all colours, and of
+            other channels the first with a nuclear name, else a blue one, as nuclei are usually
+            shown, else the first.
+
+    Returns:
+        (P, H, W, 3), which may be read-only; and a note on a choice that may be wrong, else "".
+
+    Raises:
+        InputError: There is no such channel.
+    """
+    if recording.colour and channel is None:
+        return recording.pixels, ""
+    number, note = _choose_channel(recording, channel)
+    return _three(recording.pixels[..., number, None]), note
+
+
+def _choose_channel(recording: Recording, channel: str | None) -> tuple[int, str]:
+    """The number of the wanted channel, and a note where it was a guess."""
+    names = [name.lower() for name in recording.channels]
+    if channel is not None:
+        if channel.lower() in names:
+            return names.index(channel.lower()), ""
+        if channel in map(str, range(len(names))):
+            return int(channel), ""
+        known = (n if n == str(i) else f"{i} ({n})" for i, n in enumerate(recording.channels))
+        raise InputError(
+            f"{recording.name}: no channel {channel!r}; --data.channel can be {', '.join(known)}"
+        )
+    for number, name in enumerate(names):
+        if NUCLEAR.search(name) or len(names) == 1:
+            return number, ""
+    number = names.index("blue") if "blue" in names else 0
+    return number, (
+        f"{len(names)} channels without a nuclear name, took {recording.channels[number]}; "
+        "--data.channel picks another"
+    )
+
+
+def read_image(source: Path | bytes, name: str = "", channel: str | None = None) -> Array:
+    """An image of one plane, as three channels.
+
+    Args:
+        source: The file, or its bytes.
+        name: What to call it in errors; the file's path where none is given.
+        channel: See `to_rgb_planes`.
+
+    Returns:
+        (H, W, 3), which may be read-only: uint8, uint16 or float32; no other range is promised.
+
+    Raises:
+        InputError: The file is damaged or a stack, or has no such channel.
+    """
+    recording = read_recording(source, name)
+    _expect_one_plane(recording)
+    return np.asarray(to_rgb_planes(recording, channel)[0][0])
+
+
+def _expect_one_plane(recording: Recording) -> None:
+    if len(recording.pixels) > 1:
+        sizes = zip(recording.plane_shape, recording.plane_axes, strict=True)
+        raise InputError(
+            f"{recording.name}: a stack of {len(recording.pixels)} planes "
+            f"({' x '.join(f'{n} {axis}' for n, axis in sizes)}); save single planes to train on"
+        )
 
 
 def to_rgb(pixels: Array) -> Array:
-    """Pixels (H, W) or (H, W, 1 to 4) as (H, W, 3); see `read_image`."""
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    elif pixels.shape[2] == 1 or pixels.shape[2] == 2:
-        pixels = np.repeat(pixels[..., :1], 3, axis=2)
-    pixels = pixels[..., :3]
+    """Pixels (H, W) or (H, W, 1 to 4) as (H, W, 3), without what is alpha in PNG; read-only."""
+    pixels = np.atleast_3d(pixels)
+    return _three(_as_number(pixels[..., : 3 if pixels.shape[2] > 2 else 1]))
+
+
+def _three(pixels: Array) -> Array:
+    """One or three channels as three, without a copy."""
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
+
+
+def _as_number(pixels: Array) -> Array:
+    """Any real type as uint8, uint16 or float32."""
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype in (np.uint8, np.uint16):
@@ -65,15 +169,15 @@ def read_labels(source: Path | bytes, name: str = "") -> Array:
     """A mask or label image as (H, W) integers, as stored; colours are refused.
 
     Raises:
-        InputError: The file is damaged or in colour, or holds fractions or negative values.
+        InputError: The file is damaged, a stack or in colour, or holds fractions or negative
+            values.
     """
-    name = name or str(source)
-    labels = read_pixels(source, name)
-    if labels.ndim == 3:
-        colours = labels[..., :3] if labels.shape[2] > 2 else labels[..., :1]
-        if (colours != colours[..., :1]).any():
-            raise InputError(f"{name}: a mask in colour; save it as a grey or label image")
-        labels = colours[..., 0]
+    recording = decode(source, name)
+    _expect_one_plane(recording)
+    name, pixels = recording.name, recording.pixels[0]
+    if (pixels[..., 1:] != pixels[..., :1]).any():
+        raise InputError(f"{name}: a mask in colour; save it as a grey or label image")
+    labels: Array = pixels[..., 0]
     if labels.dtype.kind == "f":
         if not (np.isfinite(labels).all() and (labels == labels.round()).all()):
             raise InputError(f"{name}: a mask with fractions; save it as whole numbers")
@@ -81,88 +185,6 @@ def read_labels(source: Path | bytes, name: str = "") -> Array:
     if labels.min() < 0:
         raise InputError(f"{name}: a mask with negative values; 0 is the background")
     return labels
-
-
-def read_pixels(source: Path | bytes, name: str = "") -> Array:
-    """The pixels of one plane, (H, W) or (H, W, 1 to 4); see `read_image`."""
-    name = name or str(source)
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    if not data:
-        raise InputError(f"{name}: the file is empty")
-    try:
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            pixels = _read_tiff(data, name)
-        else:
-            pixels = _read_other(data, name)
-    except InputError:
-        raise
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not an image, or damaged at its start") from error
-    except Exception as error:  # each decoder has exceptions of its own for damage
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: cannot be read: {cause}") from error
-    if pixels.dtype.kind not in "buif":
-        raise InputError(f"{name}: pixels of type {pixels.dtype} are not supported")
-    if 0 in pixels.shape:
-        raise InputError(f"{name}: the image has no pixels")
-    return pixels
-
-
-def _read_tiff(data: bytes, name: str) -> Array:
-    import tifffile
-
-    with tifffile.TiffFile(BytesIO(data)) as tiff:
-        if not tiff.series:
-            raise InputError(f"{name}: no image in it; the file is cut off or damaged")
-        if len(tiff.series) > 1:
-            raise InputError(
-                f"{name}: holds {len(tiff.series)} images; save the one to segment on its own"
-            )
-        series = tiff.series[0]
-        page = series.keyframe
-        for part in series.pages:
-            # Decoders fill up what a cut-off strip lacks.
-            if part is None or any(
-                offset + count > len(data)
-                for offset, count in zip(part.dataoffsets, part.databytecounts, strict=True)
-            ):
-                raise InputError(f"{name}: the file is cut off")
-        if page.photometric not in PLAIN and page.compression != tifffile.COMPRESSION.JPEG:
-            return _read_other(data, name)  # CMYK and the like: Pillow converts them
-        pixels = series.asarray()
-        sizes = {a: n for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"}
-        axes, pixels = "".join(sizes), pixels.reshape(tuple(sizes.values()))
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            pixels = -pixels if pixels.dtype.kind == "f" else ~pixels
-        alpha = bool(page.extrasamples) and page.extrasamples[0] != 0
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE and axes == "YX":
-            # 16-bit entries, in which an 8-bit colour v is stored as v * 257.
-            pixels = np.moveaxis(np.asarray(page.colormap) >> 8, 0, -1).astype(np.uint8)[pixels]
-            axes = "YXS"
-    if axes in ("SYX", "CYX") and pixels.shape[0] in (3, 4):
-        pixels, axes = np.moveaxis(pixels, 0, -1), "YXS"
-    # Beyond grey and RGB, only transparency may be left out.
-    if axes == "YX" or (axes in ("YXS", "YXC") and pixels.shape[2] - alpha in (1, 3)):
-        return pixels
-    shape = " x ".join(f"{n} {a}" for a, n in zip(axes, pixels.shape, strict=True))
-    raise InputError(
-        f"{name}: a stack, or channels that are not RGB ({shape}); save one grey or RGB plane"
-    )
-
-
-def _read_other(data: bytes, name: str) -> Array:
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
-        # Pillow reads 16-bit RGB as 8-bit.
-        import imagecodecs
-
-        return np.asarray(imagecodecs.png_decode(data))
-    with Image.open(BytesIO(data)) as picture:
-        frames = getattr(picture, "n_frames", 1)
-        if frames > 1:
-            raise InputError(f"{name}: holds {frames} frames; save the one to segment")
-        if picture.mode in ("1", "L", "LA", "RGB", "RGBA") or picture.mode[0] in "IF":
-            return np.asarray(picture)
-        return np.asarray(picture.convert("RGB"))
 
 
 def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
@@ -207,6 +229,6 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
     span = max(high - low, floor)
     # Floating images in double precision, where the widest range of float32 does not overflow.
     wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
-    scaled: NDArray[Any] = (np.clip(wide, low, low + span) - low) / span
+    scaled: Array = (np.clip(wide, low, low + span) - low) / span
     np.nan_to_num(scaled, copy=False, nan=0.0)
     return np.asarray(scaled, np.float32)

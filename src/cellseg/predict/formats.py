@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,21 @@ from numpy.typing import NDArray
 from cellseg import __version__
 from cellseg.errors import OutputError
 
+log = logging.getLogger(__name__)
+
 SOFTWARE = f"cellseg {__version__}"
 # Seen on black, on white, and on the pink and purple of stained tissue.
 OUTLINE = (0, 255, 64)
 
 
 @contextmanager
-def draft(path: Path) -> Iterator[Path]:
+def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well.
+
+    Args:
+        path: The file.
+        second_name: Where another program holds the file, as a spreadsheet does on Windows,
+            write `<name>_2` instead and say so.
 
     Raises:
         OutputError: The folder or the file cannot be written.
@@ -32,7 +41,14 @@ def draft(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield name
-        os.replace(name, path)
+        try:
+            os.replace(name, path)
+        except PermissionError:
+            if not second_name:
+                raise
+            second = path.with_stem(f"{path.stem}_2")
+            os.replace(name, second)
+            log.warning("%s is open in another program; written as %s", path, second.name)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -40,12 +56,56 @@ def draft(path: Path) -> Iterator[Path]:
             name.unlink(missing_ok=True)
 
 
-def write_labels(path: Path, labels: NDArray[Any]) -> None:
-    """A label image (H, W) as a compressed TIFF of its own type."""
+def write_labels(
+    path: Path, labels: NDArray[Any], axes: str = "", pixel_size: float | None = None
+) -> None:
+    """A label image as a compressed TIFF that shows its nuclei in colours where it can.
+
+    uint16 becomes an ImageJ TIFF with a colour table, since Fiji would show plain labels black;
+    uint32, which ImageJ has not, an OME-TIFF. Where either would not keep the shape it is a plain
+    TIFF.
+
+    Args:
+        path: The file.
+        labels: (..., H, W) uint16 or uint32.
+        axes: Names of the axes before the last two, of `T` and `Z`; others count as unnamed.
+        pixel_size: In um.
+    """
+    import tifffile
+
+    metadata: dict[str, Any] = {}
+    resolution = None
+    named = {"": "", "T": "T", "Z": "Z", "TZ": "TZ"}.get(axes, "Z" if len(axes) == 1 else None)
+    # Both formats drop axes of length 1.
+    kept = named is not None and 1 not in labels.shape[:-2]
+    imagej, ome = kept and labels.dtype == np.uint16, kept and labels.dtype == np.uint32
+    if imagej:
+        highest = float(labels.max(initial=1))
+        metadata = {"LUTs": [_colours()], "Ranges": (0.0, highest), "min": 0.0, "max": highest}
+    if pixel_size:
+        resolution = (1 / pixel_size, 1 / pixel_size)
+        metadata |= {"unit": "um"} if imagej else {}
+        if ome:
+            for side in "XY":
+                metadata |= {f"PhysicalSize{side}": pixel_size, f"PhysicalSize{side}Unit": "µm"}
+    if imagej or ome:
+        metadata["axes"] = f"{named}YX"
+    with draft(path) as name:
+        tifffile.imwrite(
+            name, labels, imagej=imagej, ome=ome, compression="zlib", software=SOFTWARE,
+            photometric="minisblack", resolution=resolution, metadata=metadata,
+        )  # fmt: skip
+
+
+def write_probs(path: Path, probs: NDArray[np.float32]) -> None:
+    """Probabilities (..., H, W) as a TIFF of 0 to 255."""
     import tifffile
 
     with draft(path) as name:
-        tifffile.imwrite(name, labels, compression="zlib", software=SOFTWARE, metadata=None)
+        tifffile.imwrite(
+            name, (probs * 255 + 0.5).astype(np.uint8), compression="zlib", software=SOFTWARE,
+            photometric="minisblack",
+        )  # fmt: skip
 
 
 def outlined(image: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -57,22 +117,63 @@ def outlined(image: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.uin
     return picture
 
 
-def write_overlay(path: Path, image: NDArray[np.float32], labels: NDArray[Any]) -> None:
-    """The image (H, W, 3) in [0, 1] with the outlines of its nuclei, as PNG."""
+def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDArray[np.uint8]:
+    """The image (H, W, 3) in [0, 1] with its outlines, made smaller where it exceeds `side` px."""
+    from PIL import Image
+
+    ratio = side / max(labels.shape)
+    if ratio < 1:
+        height, width = (max(1, round(size * ratio)) for size in labels.shape)
+        picture = Image.fromarray((image * 255 + 0.5).astype(np.uint8))
+        smaller = picture.resize((width, height), Image.Resampling.BOX)
+        image = np.asarray(smaller, np.float32) / np.float32(255)
+        # The nearest labels: outlines stay as thin as in the full image.
+        rows, columns = (
+            ((np.arange(new) + 0.5) * old / new).astype(int)
+            for new, old in zip((height, width), labels.shape, strict=True)
+        )
+        labels = labels[np.ix_(rows, columns)]
+    return outlined(image, labels)
+
+
+def write_overlay(path: Path, picture: NDArray[np.uint8]) -> None:
+    """A picture (H, W, 3) as PNG."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    picture = outlined(image, labels)
     tags = PngInfo()
     tags.add_text("Software", SOFTWARE)
     with draft(path) as name:
         # Level 6, the default, takes three times as long for a tenth of the size.
-        Image.fromarray(picture).save(name, pnginfo=tags, compress_level=3)
+        Image.fromarray(picture).save(name, format="PNG", pnginfo=tags, compress_level=3)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def thumbnail(picture: NDArray[np.uint8], side: int = 256) -> bytes:
+    """A picture (H, W, 3) as a JPEG of at most `side` px a side."""
+    from PIL import Image
+
+    small = Image.fromarray(picture)
+    small.thumbnail((side, side))
+    content = BytesIO()
+    small.save(content, format="JPEG", quality=80)
+    return content.getvalue()
+
+
+def _colours() -> NDArray[np.uint8]:
+    """A colour table (3, 256): 0 is black, neighbouring labels differ."""
+    hues = np.arange(256) * 0.61803398875  # the golden ratio spreads them
+    waves = [0.62 + 0.38 * np.cos(2 * np.pi * (hues - shift)) for shift in (0, 1 / 3, 2 / 3)]
+    table = (255 * np.array(waves)).astype(np.uint8)
+    table[:, 0] = 0
+    return table
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Rows as CSV; a column that a row lacks stays empty."""
-    with draft(path) as name, name.open("w", newline="", encoding="utf-8") as lines:
+    with (
+        draft(path, second_name=True) as name,
+        name.open("w", newline="", encoding="utf-8") as lines,
+    ):
         table = csv.DictWriter(lines, columns, restval="")
         table.writeheader()
         table.writerows(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,11 +32,18 @@ class Model:
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
 
-    def predict(self, image: NDArray[Any]) -> NDArray[Any]:
+    def predict(
+        self,
+        image: NDArray[Any],
+        diameter: float | Literal["auto", "none"] = "auto",
+        invert: bool | Literal["auto"] = "auto",
+    ) -> NDArray[Any]:
         """The nuclei of an image.
 
         Args:
             image: (H, W), or (H, W, 1 to 4) for grey, grey with alpha, RGB and RGBA; any range.
+            diameter: Of the nuclei in px, see `--data.diameter`.
+            invert: See `--data.invert`.
 
         Returns:
             (H, W) labels from 1, 0 is the background: uint16, or uint32 when needed.
@@ -48,4 +55,7 @@ class Model:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
         tensor = to_input(to_rgb(image), self.percentiles)[None].to(self.task.device)
         with torch.inference_mode():
-            return np.asarray(self.task.predict_step({"image": tensor, "error": ""})["labels"])
+            found = self.task.predict_step(
+                {"image": tensor, "error": "", "diameter": diameter, "invert": invert}
+            )
+        return np.asarray(found["labels"][0])

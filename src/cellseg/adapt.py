@@ -1,0 +1,70 @@
+"""What an image is made into before a model sees it that was trained on others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Images are rescaled by these factors only, so that neighbouring images are treated alike.
+FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
+COARSE = FACTORS[0]
+# Median diameter in px of nuclei that the shipped model finds as they are, and the one it finds
+# best; see `docs/diameter.md`.
+RANGE = (12.0, 40.0)
+BEST = 20.0
+# Fewer nuclei say little about their size.
+FEWEST = 10
+
+
+def factor_for(diameter: float) -> float:
+    """The factor that brings nuclei of this median diameter, in px, to a size the model knows."""
+    if RANGE[0] <= diameter <= RANGE[1]:
+        return 1.0
+    return min(FACTORS, key=lambda factor: abs(math.log(factor * diameter / BEST)))
+
+
+def median_diameter(labels: NDArray[Any]) -> float:
+    """The median equivalent diameter of labels (H, W) in px; NaN for too few nuclei."""
+    areas = np.bincount(labels.ravel())[1:]
+    return float(np.sqrt(4 / np.pi * np.median(areas))) if len(areas) >= FEWEST else math.nan
+
+
+def rescale(image: Tensor, factor: float) -> Tensor:
+    """An image (N, C, H, W) enlarged by a factor; where it shrinks, pixels are averaged."""
+    if factor == 1:
+        return image
+    size = [max(1, round(side * factor)) for side in image.shape[-2:]]
+    return F.interpolate(image, size, mode="bilinear", antialias=factor < 1, align_corners=False)
+
+
+def resize_maps(maps: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:
+    """Maps (C, h, w) on another grid, (C, H, W)."""
+    resized = F.interpolate(
+        torch.from_numpy(maps)[None], tuple(shape), mode="bilinear", align_corners=False
+    )
+    return resized[0].numpy()
+
+
+def to_grid(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Labels on another grid (H, W), each pixel the nearest one; without gaps, from 1."""
+    from skimage.segmentation import relabel_sequential
+
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(shape, labels.shape, strict=True)
+    )
+    nearest: NDArray[Any] = relabel_sequential(labels[np.ix_(rows, columns)])[0]
+    return nearest.astype(labels.dtype)
+
+
+def is_bright(image: Tensor) -> bool:
+    """Whether a normalised image (1, 3, H, W) is grey on a bright background."""
+    grey = bool((image == image[:, :1]).all())
+    return grey and float(image[:, 0].median()) > 0.5

@@ -1,0 +1,176 @@
+"""What a results folder already holds: one line a finished file, so that a rerun does the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cellseg.data.folders import digest_of
+from cellseg.errors import OutputError
+
+FOLDER = ".cellseg"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished file, as far as it is kept in memory.
+
+    Attributes:
+        size: Of the input, in bytes.
+        mtime: Of the input, in ns.
+        sha256: Of the input.
+        settings: Hash of what the results depend on besides.
+        outputs: Written files, relative to the results folder, to their sizes in bytes.
+        place: Journal and offset of the whole entry.
+    """
+
+    size: int
+    mtime: int
+    sha256: str
+    settings: str
+    outputs: Mapping[str, int]
+    place: tuple[Path, int]
+
+
+class Journal:
+    """The finished files of a results folder.
+
+    Each process appends to a journal of its own, a line only once all files it tells of are in
+    place; whatever happens, a line that is there whole is true. The last line of a file counts.
+
+    Args:
+        dir: The results folder.
+        writer: Name of this process's journal.
+
+    Attributes:
+        entries: By the name of the file.
+        failures: File to its row of the summary, where it could not be done.
+    """
+
+    def __init__(self, dir: Path, writer: str = "0") -> None:
+        self.dir = dir
+        self.path = dir / FOLDER / f"journal-{writer}.jsonl"
+        self.entries: dict[str, Entry] = {}
+        self.failures: dict[str, dict[str, Any]] = {}
+        self._values: dict[str, dict[str, Any]] = {}
+        for path in sorted((dir / FOLDER).glob("journal-*.jsonl")):
+            self._load(path)
+
+    def start(self, values: Mapping[str, Any]) -> str:
+        """Begin a run whose results depend on these settings; gives their hash."""
+        settings = hash_of(values)
+        if settings not in self._values:
+            self._values[settings] = dict(values)
+            self._append({"settings": settings, "values": dict(values)})
+        return settings
+
+    def is_done(self, file: str, source: Path, settings: str) -> bool:
+        """Whether a file's results are there, whole, and of this input and these settings.
+
+        Args:
+            file: Name of the file in the journal.
+            source: The file itself.
+            settings: From `start`.
+        """
+        entry = self.entries.get(file)
+        if entry is None or entry.settings != settings:
+            return False
+        try:
+            facts = source.stat()
+            if facts.st_size != entry.size:
+                return False
+            if any((self.dir / n).stat().st_size != size for n, size in entry.outputs.items()):
+                return False
+        except OSError:
+            return False
+        # A copy has a time of its own, and the same pixels.
+        return facts.st_mtime_ns == entry.mtime or digest_of(source) == entry.sha256
+
+    def changes(self, file: str, settings: str) -> list[str]:
+        """The settings in which an earlier result of a file differs from those of this run."""
+        entry = self.entries.get(file)
+        before = self._values.get(entry.settings, {}) if entry else {}
+        now = self._values[settings]
+        return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
+
+    def add(self, file: str, entry: Mapping[str, Any]) -> None:
+        """Tell that a file is done; `entry` holds the fields of `Entry` and what else there is.
+
+        Results of an earlier run that this one did not replace are of other settings: they
+        are deleted, unless someone has changed them.
+        """
+        before = self.entries.get(file)
+        place = self._append({"file": file, **entry})
+        self._index({"file": file, **entry}, place)
+        for name, size in (before.outputs if before else {}).items():
+            path = self.dir / name
+            if name not in entry["outputs"] and path.is_file() and path.stat().st_size == size:
+                path.unlink()
+
+    def add_failure(self, file: str, row: Mapping[str, Any]) -> None:
+        """Tell that a file could not be done; it is tried again by the next run."""
+        self._append({"failed": file, "row": dict(row)})
+        self.failures[file] = dict(row)
+
+    def read(self, file: str) -> dict[str, Any]:
+        """The whole entry of a file."""
+        path, offset = self.entries[file].place
+        with path.open("rb") as lines:
+            lines.seek(offset)
+            entry: dict[str, Any] = json.loads(lines.readline())
+        return entry
+
+    def reload(self) -> None:
+        """Take in what other processes have finished."""
+        for path in sorted((self.dir / FOLDER).glob("journal-*.jsonl")):
+            if path != self.path:
+                self._load(path)
+
+    def _load(self, path: Path) -> None:
+        for offset, line in _lines(path):
+            try:
+                content = json.loads(line)
+            except ValueError:  # cut off when the process was killed
+                continue
+            if "file" in content:
+                self._index(content, (path, offset))
+            elif "failed" in content:
+                self.failures[content["failed"]] = content["row"]
+            else:
+                self._values[content["settings"]] = content["values"]
+
+    def _index(self, content: Mapping[str, Any], place: tuple[Path, int]) -> None:
+        self.failures.pop(content["file"], None)
+        names = ("size", "mtime", "sha256", "settings", "outputs")
+        self.entries[content["file"]] = Entry(**{n: content[n] for n in names}, place=place)
+
+    def _append(self, content: Mapping[str, Any]) -> tuple[Path, int]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as lines:
+                # What a killed process began stays on a line of its own.
+                lines.write(b"\n")
+                offset = lines.tell()
+                lines.write(json.dumps(content).encode())
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        return self.path, offset
+
+
+def hash_of(values: Mapping[str, Any]) -> str:
+    """A short hash of plain values, whatever their order."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as lines:
+        offset = 0
+        for line in lines:
+            if line.strip():
+                yield offset, line
+            offset += len(line)

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import roifile
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.measure import regionprops
+
+from cellseg.data.outlines import read_geojson, read_rois
+from cellseg.data.synthetic import generate
+from cellseg.predict import formats
+from cellseg.predict.journal import Journal
+from conftest import cellseg
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def predict(tmp_path: Path) -> Run:
+    """Predicts the folder `in` into the folder `out` with the model of the package."""
+
+    def run(*more: object) -> int:
+        paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
+        how = ("--data.diameter", "none", "--data.num_workers", 0)
+        return cellseg("predict", *paths, *how, *more)
+
+    return run
+
+
+def save(path: Path, number: int = 3, size: int = 64) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(generate(number, size=size)[0]).save(path)
+    return path
+
+
+def stack(path: Path, planes: int = 3) -> NDArray[np.uint8]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.stack([generate(number, size=64)[0][..., 0] for number in range(3, 3 + planes)])
+    tifffile.imwrite(path, pixels, photometric="minisblack")
+    return pixels
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What the results are, but for the times in them."""
+    timed = {"summary.csv", "run.json", "report.html"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in timed and ".cellseg" not in path.parts
+    }
+
+
+def test_every_format_holds_the_same_nuclei(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict("--output.formats", "all") == 0
+    out = tmp_path / "out"
+    labels = tifffile.imread(out / "a_labels.tif")
+    assert labels.max() > 1
+    shape = labels.shape
+    np.testing.assert_array_equal(read_rois(out / "a_rois.zip", shape), labels)
+    np.testing.assert_array_equal(read_geojson(out / "a.geojson", shape), labels)
+    assert len(roifile.roiread(out / "a_rois.zip")) == labels.max()
+    rows = table(out / "objects.csv")
+    for region, row in zip(regionprops(labels), rows, strict=True):
+        assert (row["file"], row["plane"], row["label"]) == ("a.png", "", str(region.label))
+        assert int(row["area_px"]) == region.area
+        assert float(row["centroid_x_px"]) == pytest.approx(region.centroid[1], rel=1e-6)
+        assert 0 < float(row["confidence"]) <= 1
+    parquet = pyarrow.parquet.read_table(out / "objects.parquet").to_pylist()
+    assert [row["area_px"] for row in parquet] == [int(row["area_px"]) for row in rows]
+    features = json.loads((out / "a.geojson").read_text())["features"]
+    assert features[0]["properties"]["measurements"]["area_px"] == int(rows[0]["area_px"])
+    rle = table(out / "rle.csv")
+    assert [row["ImageId"] for row in rle] == ["a"] * len(rows)
+    runs = [list(map(int, row["EncodedPixels"].split())) for row in rle]
+    assert [sum(run[1::2]) for run in runs] == [int(row["area_px"]) for row in rows]
+    coco = json.loads((out / "a_coco.json").read_text())
+    assert [a["area"] for a in coco["annotations"]] == [int(row["area_px"]) for row in rows]
+    probs = tifffile.imread(out / "a_probs.tif")
+    assert probs.dtype == np.uint8
+    assert probs.shape == shape
+    assert "a_overlay.png" in (out / "report.html").read_text()
+
+
+def test_only_the_formats_asked_for_are_written(
+    predict: Run, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict("--output.formats", "rois,labels") == 0
+    assert set(content(tmp_path / "out")) == {"a_labels.tif", "a_rois.zip"}
+    source = ("--data.predict_dir", tmp_path / "in")
+    assert "overlay" in fails("predict", *source, "--output.formats", "labels,xls")
+
+
+def test_fault_7_every_plane_of_a_stack_is_predicted(predict: Run, tmp_path: Path) -> None:
+    pixels = stack(tmp_path / "in" / "s.tif")
+    assert predict("--output.formats", "all") == 0
+    out = tmp_path / "out"
+    labels = tifffile.imread(out / "s_labels.tif")
+    assert labels.shape == pixels.shape
+    counts = [len(np.unique(plane)) - 1 for plane in labels]
+    assert min(counts) > 0
+    assert [plane.max() for plane in labels] == counts  # ids start again in each plane
+    rows = table(out / "summary.csv")
+    assert [(row["plane"], int(row["nuclei"])) for row in rows] == list(
+        zip("012", counts, strict=True)
+    )
+    objects = table(out / "objects.csv")
+    assert [sum(row["plane"] == plane for row in objects) for plane in "012"] == counts
+    run = json.loads((out / "run.json").read_text())
+    assert run["planes"] == 3
+    assert "nuclei" not in run
+    assert "nuclei found" not in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("plane", "expected"), [("max", "max"), ("1", 1)])
+def test_one_plane_of_a_stack_is_predicted_on_demand(
+    plane: str, expected: object, predict: Run, tmp_path: Path
+) -> None:
+    pixels = stack(tmp_path / "in" / "s.tif")
+    chosen = pixels.max(0) if plane == "max" else pixels[1]
+    Image.fromarray(chosen).save(tmp_path / "in" / "single.png")
+    assert predict("--data.plane", plane, "--data.include", "s.tif") == 0
+    labels = tifffile.imread(tmp_path / "out" / "s_labels.tif")
+    shutil.rmtree(tmp_path / "out")
+    assert predict("--data.include", "single.png") == 0
+    np.testing.assert_array_equal(labels, tifffile.imread(tmp_path / "out" / "single_labels.tif"))
+
+
+def test_fault_8_a_channel_is_picked_by_number_or_name(predict: Run, tmp_path: Path) -> None:
+    nuclei = generate(3, size=64)[0][..., 0]
+    (tmp_path / "in").mkdir()
+    two = np.stack([np.zeros_like(nuclei), nuclei])
+    tifffile.imwrite(
+        tmp_path / "in" / "two.tif", two, imagej=True,
+        metadata={"axes": "CYX", "Labels": ["actin", "Hoechst"]},
+    )  # fmt: skip
+    found = {}
+    for channel in (None, "1", "hoechst", "0", "nothing"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        code = predict(*(("--data.channel", channel) if channel else ()))
+        (row,) = table(tmp_path / "out" / "summary.csv")
+        found[channel] = row["nuclei"]
+        assert code == (channel == "nothing"), row
+    assert found[None] == found["1"] == found["hoechst"] != "0"
+    assert found["0"] == "0"
+    assert "--data.channel" in row["message"]
+    shutil.rmtree(tmp_path / "out")
+    assert predict() == 0
+    objects = table(tmp_path / "out" / "objects.csv")
+    assert float(objects[0]["mean_Hoechst"]) > float(objects[0]["mean_actin"]) == 0
+
+
+def test_images_of_different_channels_share_one_table(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    grey = np.asarray(Image.open(tmp_path / "in" / "a.png"))[..., 0]
+    Image.fromarray(grey).save(tmp_path / "in" / "b.png")
+    assert predict("--output.formats", "table,parquet") == 0
+    rows = table(tmp_path / "out" / "objects.csv")
+    of = {name: [row for row in rows if row["file"] == name] for name in ("a.png", "b.png")}
+    assert [row["mean_red"] for row in of["a.png"]] == [row["mean_0"] for row in of["b.png"]]
+    assert (
+        {row["mean_0"] for row in of["a.png"]} == {row["mean_red"] for row in of["b.png"]} == {""}
+    )
+    parquet = pyarrow.parquet.read_table(tmp_path / "out" / "objects.parquet").to_pylist()
+    assert parquet[0]["mean_0"] is None
+    assert parquet[0]["mean_red"] == float(rows[0]["mean_red"])
+
+
+def test_a_pixel_size_sets_units_and_is_kept(predict: Run, tmp_path: Path) -> None:
+    pixels = generate(3, size=64)[0][..., 0]
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(
+        tmp_path / "in" / "a.tif", pixels, imagej=True, resolution=(4, 4), metadata={"unit": "um"}
+    )
+    assert predict() == 0
+    row = table(tmp_path / "out" / "objects.csv")[0]
+    assert float(row["area_um2"]) == pytest.approx(int(row["area_px"]) / 16)
+    with tifffile.TiffFile(tmp_path / "out" / "a_labels.tif") as tiff:
+        assert tiff.pages[0].tags["XResolution"].value == (4, 1)  # type: ignore[union-attr]
+        assert tiff.imagej_metadata["unit"] == "um"  # type: ignore[index]
+    assert predict("--data.pixel_size", 0.5, "--output.expand", 1) == 0
+    row = table(tmp_path / "out" / "objects.csv")[0]
+    assert float(row["area_um2"]) == pytest.approx(int(row["area_px"]) / 4)
+    assert int(row["ring_area_px"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "kind"),
+    [
+        ((40, 50), "", "imagej"),
+        ((3, 40, 50), "Z", "imagej"),
+        ((3, 40, 50), "I", "imagej"),
+        ((2, 3, 40, 50), "TZ", "imagej"),
+        ((2, 3, 40, 50), "PZ", "plain"),
+        ((1, 40, 50), "Z", "plain"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_labels_keep_their_shape_and_open_in_colour(
+    shape: tuple[int, ...], axes: str, kind: str, dtype: type, tmp_path: Path
+) -> None:
+    labels = np.zeros(shape, dtype)
+    labels[..., 5:9, 5:9] = 7
+    formats.write_labels(tmp_path / "l.tif", labels, axes, 0.25)
+    with tifffile.TiffFile(tmp_path / "l.tif") as tiff:
+        np.testing.assert_array_equal(tiff.asarray(), labels)
+        assert tiff.asarray().dtype == dtype
+        assert tiff.pages.first.software.startswith("cellseg")
+        assert tiff.pages.first.compression == tifffile.COMPRESSION.ADOBE_DEFLATE
+        assert tiff.is_imagej == (kind == "imagej" and dtype == np.uint16)
+        assert tiff.is_ome == (kind == "imagej" and dtype == np.uint32)
+        if tiff.is_imagej:
+            facts = tiff.imagej_metadata
+            assert facts is not None
+            assert facts["Ranges"] == (0.0, 7.0)
+            table = np.asarray(facts["LUTs"]).reshape(3, 256)
+            assert not table[:, 0].any()
+            assert (table[:, 1:].max(axis=0) > 100).all()
+
+
+def test_overlays_of_large_images_are_made_smaller() -> None:
+    image = np.zeros((300, 900, 3), np.float32)
+    labels = np.zeros((300, 900), np.uint16)
+    labels[90:210, 300:600] = 1
+    picture = formats.overlay(image, labels, 300)
+    assert picture.shape == (100, 300, 3)
+    outline = (picture == formats.OUTLINE).all(axis=2)
+    assert outline[30, 100:200].all()
+    assert not outline[31:69, 101:199].any()
+
+
+def test_a_rerun_does_only_what_is_not_done(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for number in range(3):
+        save(source / f"{number}.png", number)
+    (source / "bad.png").write_bytes(b"no image")
+    assert predict() == 1
+    first = content(out)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*_labels.tif")}
+    (out / "mine.txt").write_text("foreign")
+    (out / "1_overlay.png").unlink()
+    os.utime(source / "2.png")  # as a copy has
+    capfd.readouterr()
+    assert predict() == 1
+    assert "2 of 4 images are done already" in capfd.readouterr().err
+    assert content(out) == {**first, "mine.txt": b"foreign"}
+    again = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert again == {"1_labels.tif"}
+    (source / "bad.png").unlink()
+    assert predict() == 0
+    assert [row["file"] for row in table(out / "summary.csv")] == ["0.png", "1.png", "2.png"]
+
+
+def test_nothing_left_to_do_still_gives_the_tables(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict() == 0
+    first = content(tmp_path / "out")
+    (tmp_path / "out" / "objects.csv").unlink()
+    assert predict() == 0
+    assert content(tmp_path / "out") == first
+
+
+def test_fault_35_results_of_other_settings_are_done_again(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    save(tmp_path / "in" / "a.png")
+    assert predict("--output.formats", "labels,rois,geojson") == 0
+    (out / "a.geojson").write_text("corrected by hand")
+    capfd.readouterr()
+    assert predict("--output.formats", "labels", "--decode.threshold", 0.9) == 0
+    said = capfd.readouterr().err
+    assert "decode.threshold" in said
+    assert "output.formats" in said
+    # Ours that no longer hold are gone; what someone has changed stays.
+    assert set(content(out)) == {"a_labels.tif", "a.geojson"}
+    labels = (out / "a_labels.tif").read_bytes()
+    shutil.rmtree(out)
+    assert predict("--output.formats", "labels", "--decode.threshold", 0.9) == 0
+    assert (out / "a_labels.tif").read_bytes() == labels
+
+
+def test_fault_35_another_image_of_the_same_name_is_done_again(
+    predict: Run, tmp_path: Path
+) -> None:
+    source = save(tmp_path / "in" / "a.png", 3)
+    assert predict() == 0
+    first = content(tmp_path / "out")
+    save(source, 4)
+    assert predict() == 0
+    changed = content(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    assert predict() == 0
+    assert content(tmp_path / "out") == changed != first
+
+
+def test_overwrite_starts_over(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict() == 0
+    before = (tmp_path / "out" / "a_labels.tif").stat().st_mtime_ns
+    assert predict("--output.overwrite", "true") == 0
+    assert (tmp_path / "out" / "a_labels.tif").stat().st_mtime_ns > before
+
+
+def test_fault_17_a_journal_that_was_cut_off_loses_only_its_last_line(
+    predict: Run, tmp_path: Path
+) -> None:
+    for number in range(3):
+        save(tmp_path / "in" / f"{number}.png", number)
+    assert predict() == 0
+    clean = content(tmp_path / "out")
+    path = tmp_path / "out" / ".cellseg" / "journal-0.jsonl"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert sorted(Journal(tmp_path / "out").entries) == ["0.png", "1.png"]
+    assert predict() == 0
+    assert content(tmp_path / "out") == clean
+    assert sorted(Journal(tmp_path / "out").entries) == ["0.png", "1.png", "2.png"]
+
+
+def test_fault_35_a_table_that_is_open_elsewhere_gets_a_second_name(
+    predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    save(tmp_path / "in" / "a.png")
+    replace = os.replace
+
+    def held(source: Path, target: Path) -> None:
+        if Path(target).name == "objects.csv":
+            raise PermissionError(13, "held by a spreadsheet")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    assert predict() == 0
+    assert table(tmp_path / "out" / "objects_2.csv")
+    assert "objects_2.csv" in capfd.readouterr().err
+
+
+def test_nuclei_at_the_border_are_left_out_on_demand(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict() == 0
+    inside = [r for r in table(tmp_path / "out" / "objects.csv") if r["touches_border"] == "0"]
+    assert predict("--decode.exclude_border", "true") == 0
+    rows = table(tmp_path / "out" / "objects.csv")
+    assert [row["area_px"] for row in rows] == [row["area_px"] for row in inside]
+    labels = tifffile.imread(tmp_path / "out" / "a_labels.tif")
+    labels[1:-1, 1:-1] = 0
+    assert not labels.any()
