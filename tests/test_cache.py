@@ -15,9 +15,10 @@ from PIL import Image
 from scipy.ndimage import label as scipy_label
 
 from cellseg.data import cache
-from cellseg.data.cache import merge_masks, pixel_digest, prepare, whole_labels
+from cellseg.data.cache import pixel_digest, prepare
 from cellseg.data.folders import Sample, Tree, ZipTree, find_samples, open_tree
 from cellseg.data.images import read_image, read_labels
+from cellseg.data.masks import merge_masks, whole_labels
 from cellseg.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -128,7 +129,7 @@ def test_only_missing_entries_are_made(tmp_path: Path, monkeypatch: pytest.Monke
     prepared(kaggle(tmp_path / "root"), tmp_path / "cache")
     decoded = []
     load = cache.load
-    monkeypatch.setattr(cache, "load", lambda tree, s: (decoded.append(s.id), load(tree, s))[1])
+    monkeypatch.setattr(cache, "load", lambda tree, s, _: (decoded.append(s.id), load(tree, s))[1])
     prepared(kaggle(tmp_path / "root", "k2", seed=1), tmp_path / "cache")
     assert decoded == ["k2"]
 
@@ -208,7 +209,7 @@ def test_a_run_that_comes_second_takes_the_entry_of_the_first(
     root = kaggle(tmp_path / "root")
     load = cache.load
 
-    def overtaken(tree: Tree, sample: Sample) -> Any:
+    def overtaken(tree: Tree, sample: Sample, channel: str | None) -> Any:
         monkeypatch.setattr(cache, "load", load)
         prepared(root, tmp_path / "cache")
         return load(tree, sample)

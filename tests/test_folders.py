@@ -355,7 +355,7 @@ def test_own_results_are_known_by_their_tag_and_foreign_files_are_kept(tmp_path:
     (tmp_path / "damaged_labels.tif").write_text("no image")
     foreign = sorted(path.name for path in tmp_path.iterdir())
     write_labels(tmp_path / "a_labels.tif", grey.astype(np.uint16))
-    write_overlay(tmp_path / "a_overlay.png", np.ones((9, 9, 3), np.float32), grey)
+    write_overlay(tmp_path / "a_overlay.png", np.zeros((9, 9, 3), np.uint8))
     assert files_to_predict(tmp_path, [], [])[1] == foreign
 
 

@@ -314,8 +314,14 @@ class TestInBrowser:
     def test_a_header_sorts_both_ways_by_number_with_the_empty_last(
         self, page: Any, tmp_path: Path
     ) -> None:
-        rows = [row("i10", 9, median_diameter_px="9.5"), row("i9", 100, median_diameter_px="100.25")]
-        rows += [row("b", 0, median_diameter_px=""), row("a", 1000, median_diameter_px="10.1", unusual="dark")]
+        rows = [
+            row("i10", 9, median_diameter_px="9.5"),
+            row("i9", 100, median_diameter_px="100.25"),
+        ]
+        rows += [
+            row("b", 0, median_diameter_px=""),
+            row("a", 1000, median_diameter_px="10.1", unusual="dark"),
+        ]
         written(tmp_path, rows)
         page.goto((tmp_path / "report.html").as_uri())
         for name, number, order in [

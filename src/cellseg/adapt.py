@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +15,32 @@ from torch import Tensor
 # Images are rescaled by these factors only, so that neighbouring images are treated alike.
 FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 COARSE = FACTORS[0]
-# Median diameter in px of nuclei that the shipped model finds as they are, and the one it finds
-# best; see `docs/diameter.md`.
-RANGE = (12.0, 40.0)
-BEST = 20.0
+# Median diameters that a model finds as they are, as parts of the one that it was trained on; see
+# `docs/diameter.md`.
+KNOWN = (0.6, 2.0)
+# Median diameter in px of the nuclei in the 2018 Data Science Bowl's training images.
+DIAMETER = 19.7
 # Fewer nuclei say little about their size.
 FEWEST = 10
 
 
-def factor_for(diameter: float) -> float:
-    """The factor that brings nuclei of this median diameter, in px, to a size the model knows."""
-    if RANGE[0] <= diameter <= RANGE[1]:
+def factor_for(diameter: float, trained: float) -> float:
+    """The factor that brings nuclei to a size the model knows.
+
+    Args:
+        diameter: Their median diameter in px.
+        trained: That of the nuclei which the model was trained on.
+    """
+    if KNOWN[0] <= diameter / trained <= KNOWN[1]:
         return 1.0
-    return min(FACTORS, key=lambda factor: abs(math.log(factor * diameter / BEST)))
+    return min(FACTORS, key=lambda factor: abs(math.log(factor * diameter / trained)))
 
 
-def median_diameter(labels: NDArray[Any]) -> float:
-    """The median equivalent diameter of labels (H, W) in px; NaN for too few nuclei."""
-    areas = np.bincount(labels.ravel())[1:]
-    return float(np.sqrt(4 / np.pi * np.median(areas))) if len(areas) >= FEWEST else math.nan
+def median_diameter(images: Iterable[NDArray[Any]]) -> float | None:
+    """The median equivalent diameter in px of the nuclei in labels (H, W); None for too few."""
+    areas = np.concatenate([np.bincount(labels.ravel())[1:] for labels in images])
+    areas = areas[areas > 0]
+    return float(np.sqrt(4 / np.pi * np.median(areas))) if len(areas) >= FEWEST else None
 
 
 def rescale(image: Tensor, factor: float) -> Tensor:

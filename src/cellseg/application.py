@@ -238,6 +238,8 @@ class Application(LightningCLI):
             self.datamodule.trained_split = self.choice.stored.split
         if self.subcommand != "fit":
             self.model.decoding = self._get(self.config_init, "decode")
+        if self.choice is not None:
+            self.model.diameter = self.choice.stored.diameter
 
     def before_fit(self) -> None:
         self._get(self.config_init, "dashboard").config_text = self._config_text()

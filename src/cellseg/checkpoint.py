@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cellseg.adapt import DIAMETER
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
 
@@ -38,11 +39,13 @@ class Stored:
     Attributes:
         settings: By the name of their flag, such as `model.base_channels`.
         split: Side to {pixel digest: sample id}; None where it holds none.
+        diameter: Median diameter in px of the nuclei it was trained on.
         weights: Name to tensor, for `SegmentationTask.load_state_dict`.
     """
 
     settings: dict[str, Any]
     split: dict[str, dict[str, str]] | None
+    diameter: float
     weights: dict[str, Tensor]
 
     @property
@@ -183,6 +186,7 @@ def release(ckpt_path: Path, target: Path, about: dict[str, Any]) -> None:
         "sha256": hashlib.sha256(content).hexdigest(),
         "settings": stored.settings,
         "split": stored.split,
+        "diameter": stored.diameter,
     }
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -197,7 +201,7 @@ def _read_released(path: Path) -> Stored:
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise InputError(f"{path}: damaged: not the sha256 in {path.stem}.json")
         weights = {name: value.float() for name, value in load(content).items()}
-        return Stored(facts["settings"], facts["split"], weights)
+        return Stored(facts["settings"], facts["split"], facts.get("diameter") or DIAMETER, weights)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{path}: no released model, or a damaged one ({error})") from error
 
@@ -234,7 +238,8 @@ def _read_checkpoint(path: Path) -> Stored:
             f"{path}: not a checkpoint of cellseg: it lacks {', '.join(lacking)}"
             + (f" (its layers are {layers}, …)" if layers else "")
         )
-    return Stored(settings, content.get("NucleiDataModule", {}).get("split"), weights)
+    data = content.get("NucleiDataModule", {})
+    return Stored(settings, data.get("split"), data.get("diameter") or DIAMETER, weights)
 
 
 def _plain(value: Any) -> str:

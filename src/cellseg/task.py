@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from cellseg.adapt import (
     COARSE,
+    DIAMETER,
     factor_for,
     is_bright,
     median_diameter,
@@ -102,6 +103,7 @@ class SegmentationTask(pl.LightningModule):
         self.eval_scores = Scores()
         # Not hyper-parameters: they are tuned when training ends.
         self.decoding = Decoding()
+        self.diameter = DIAMETER  # of the nuclei it was trained on
         if weights:
             self._start_from(weights)
 
@@ -136,7 +138,8 @@ class SegmentationTask(pl.LightningModule):
 
         Returns:
             `labels` (P, H, W), `probs` (P, H, W) of the foreground, the `scale` by which the
-            image was enlarged for the network, and whether it was `inverted`.
+            image was enlarged for the network, the `diameter` in px that asks for this scale, and
+            whether the image was `inverted`.
         """
         if batch["error"]:
             return {}
@@ -149,13 +152,13 @@ class SegmentationTask(pl.LightningModule):
             inverted = self.segment(1 - sample).confidence > self.segment(sample).confidence
         if inverted:
             image, sample = 1 - image, 1 - sample
-        factor = 1.0 if isinstance(size, str) else factor_for(size)
+        factor = 1.0 if isinstance(size, str) else factor_for(size, self.diameter)
         found = self.segment(sample, factor)
         if size == "auto":
             # The model is surer of nuclei whose size it knows.
             surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)
-            diameter = median_diameter(surest.labels)
-            wanted = 1.0 if math.isnan(diameter) else factor_for(diameter)
+            diameter = median_diameter([surest.labels])
+            wanted = factor_for(diameter, self.diameter) if diameter else 1.0
             if wanted != 1:
                 rescaled = self.segment(sample, wanted)
                 if rescaled.confidence > found.confidence:
@@ -168,6 +171,7 @@ class SegmentationTask(pl.LightningModule):
             "labels": np.stack([plane.labels for plane in planes]),
             "probs": np.stack([plane.probs for plane in planes]),
             "scale": factor,
+            "diameter": self.diameter / factor,
             "inverted": inverted,
         }
 
@@ -228,7 +232,7 @@ class SegmentationTask(pl.LightningModule):
             self.load_state_dict(stored.weights)
         except RuntimeError as error:
             raise InputError(f"{weights}: of another architecture: {error}") from error
-        self.decoding = stored.decoding
+        self.decoding, self.diameter = stored.decoding, stored.diameter
 
     def _whole_image_logits(self, image: Tensor) -> Tensor:
         """Logits as `forward` gives them, but of background where an image has no contrast."""

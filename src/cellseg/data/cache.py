@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.data.folders import Sample, Tree
-from cellseg.data.images import read_image, read_labels
+from cellseg.data.images import read_image
+from cellseg.data.masks import read_masks
 from cellseg.data.readers import Array
 from cellseg.errors import InputError
 
@@ -92,44 +93,7 @@ def prepare(
 def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array]:
     """An image and its labels, read from their files: (H, W, 3) and (H, W)."""
     image = read_image(tree.read(sample.image), sample.image, channel)
-    masks = [read_labels(tree.read(name), name) for name in sample.masks]
-    for name, mask in zip(sample.masks, masks, strict=True):
-        if mask.shape != image.shape[:2]:
-            raise InputError(
-                f"{name}: {mask.shape[0]} x {mask.shape[1]} px, but its image {sample.image} "
-                f"has {image.shape[0]} x {image.shape[1]}"
-            )
-    labels = whole_labels(masks[0]) if sample.whole else merge_masks(masks)
-    return image, labels
-
-
-def merge_masks(masks: Sequence[Array]) -> Array:
-    """One label image from one mask a nucleus; where two overlap, the first keeps the pixel."""
-    labels = np.zeros(masks[0].shape, np.int32)
-    for number, mask in enumerate(masks, start=1):
-        labels[(mask > 0) & (labels == 0)] = number
-    return _compact(labels)
-
-
-def whole_labels(mask: Array) -> Array:
-    """Consecutive labels from one mask of all nuclei.
-
-    A mask of one value besides 0 is binary: its 8-connected components are the nuclei.
-    """
-    from skimage.measure import label
-    from skimage.segmentation import relabel_sequential
-
-    values = np.unique(mask)
-    if np.count_nonzero(values) <= 1:
-        return _compact(label(mask > 0))
-    # A copy, since it takes no read-only array, which Pillow gives.
-    return _compact(relabel_sequential(mask.copy())[0])
-
-
-def _compact(labels: Array) -> Array:
-    # OpenCV warps uint16 as it is, but neither uint32 nor int64.
-    small = labels.max(initial=0) <= np.iinfo(np.uint16).max
-    return labels.astype(np.uint16 if small else np.int32)
+    return image, read_masks(tree, sample, image.shape[:2])
 
 
 def _write(folder: Path, image: Array, labels: Array) -> None:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from cellseg.adapt import median_diameter
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import (
     Annotation,
@@ -24,6 +25,7 @@ from cellseg.data.dataset import (
     WholeImageDataset,
 )
 from cellseg.data.folders import files_to_predict, find_samples, open_tree, output_stems
+from cellseg.data.masks import is_half_annotated
 from cellseg.data.splits import (
     SIDES,
     Split,
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # Fewer images than this are better scored by folds than on one test side.
 FEW = 30
+# Below so many images, each is looked at for what people forget when they annotate.
+CHECKED = 200
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
@@ -63,7 +67,8 @@ class NucleiDataModule(pl.LightningDataModule):
         root: Annotated images: a folder, or the zip as downloaded. Layouts:
             `<id>/images/*.png` with `<id>/masks/*.png` (one nucleus a mask); `images/` and
             `masks/` with equal names (binary masks or label images); or images beside their
-            `<name>_labels.tif` or `<name>_masks.*`.
+            `<name>_labels.tif`, `<name>_masks.*`, `<name>_rois.zip` (ImageJ) or `<name>.geojson`
+            (QuPath).
         synthetic: Number of generated images to use instead of a root.
         download: Fetch the 2018 Data Science Bowl training images (83 MB) where the root has
             none; without a root they go to the cache folder.
@@ -191,6 +196,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self._origins: dict[str, tuple[str, str]] = {}
         self._crops_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
+        self._diameter: float | None = None
 
     def prepare_data(self) -> None:
         """Download and fill the cache, on one process of each machine."""
@@ -204,10 +210,10 @@ class NucleiDataModule(pl.LightningDataModule):
             self._setup_sides(TrainerFn(stage).value)
 
     def state_dict(self) -> dict[str, Any]:
-        """The split in force, for the checkpoint: side to {pixel digest: id}.
+        """What the checkpoint keeps of the data: the split, the median diameter, the place.
 
-        Digests, not names, tell whether an image was trained on. What an earlier checkpoint
-        was trained on stays part of it.
+        The split is side to {pixel digest: id}. Digests, not names, tell whether an image was
+        trained on. What an earlier checkpoint was trained on stays part of it.
         """
         if not self._split_to_save:
             before = self.trained_split or {}
@@ -215,7 +221,12 @@ class NucleiDataModule(pl.LightningDataModule):
                 side: {**before.get(side, {}), **{sample.digest(): sample.id for sample in samples}}
                 for side, samples in self.sides.items()
             }
-        return {"split": self._split_to_save, "crops": self._crops_taken()}
+            self._diameter = median_diameter(sample.labels() for sample in self.sides["train"])
+        return {
+            "split": self._split_to_save,
+            "diameter": self._diameter,
+            "crops": self._crops_taken(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the place in the stream of crops; Lightning asks for crops before it is there."""
@@ -324,6 +335,13 @@ class NucleiDataModule(pl.LightningDataModule):
                 f"{len(split.left_out)} images are not in the split and are left out: "
                 f"{few(split.left_out)}"
             )
+        if stage == "fit" and len(annotated) < CHECKED:
+            half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
+            if half:
+                log.warning(
+                    f"{len(half)} images look annotated in one part only, which teaches that the "
+                    f"other nuclei are background; cut them to that part: {few(half)}"
+                )
         if stage == "fit" and len(annotated) < FEW and not self.folds:
             log.info(
                 f"{len(annotated)} images make a test of few: --data.folds 5 --data.fold 0 to 4, "

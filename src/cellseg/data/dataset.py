@@ -179,7 +179,7 @@ class FileDataset(Dataset[dict[str, Any]]):
         notes = [note, f"{bad} NaN or infinite values were left out" if bad else ""]
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
-            "pixels": torch.from_numpy(np.require(recording.pixels, requirements="CW")),
+            "pixels": torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"])),
             "channels": recording.channels,
             "planes": recording.planes,
             "axes": recording.plane_axes,

@@ -17,8 +17,10 @@ from cellseg.errors import InputError
 
 LAYOUTS = (
     "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ with equal names, "
-    "or images beside their <name>_labels.tif or <name>_masks.*"
+    "or images beside their <name>_labels.tif, <name>_masks.*, <name>_rois.zip or <name>.geojson"
 )
+# What annotations end with that are no images.
+OUTLINES = (".zip", ".roi", ".geojson")
 # What names of predicted label images end with: ours, a usual one, Cellpose's.
 PREDICTED = ("_labels", "_cp_masks", "_masks")
 # What `zipfile` and its decompressors raise for damage, encryption and unknown methods.
@@ -112,18 +114,18 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str]]:
     Raises:
         InputError: No layout fits, or an image that must have a mask has none.
     """
-    images = [name for name in tree.names if is_image(name)]
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
-    for name in images:
-        folders[PurePosixPath(name).parent].append(name)
+    for name in tree.names:
+        if is_image(name) or name.lower().endswith(OUTLINES):
+            folders[PurePosixPath(name).parent].append(name)
     samples: list[Sample] = []
     missing: list[str] = []
     for folder, names in folders.items():
         if folder.name == "masks" and folder.parent / "images" in folders:
             continue
-        if folder.name == "images":
+        if folder.name == "images" and any(map(is_image, names)):
             masks = folders.get(folder.parent / "masks", [])
-            samples += _paired(folder.parent, names, masks, missing)
+            samples += _paired(folder.parent, list(filter(is_image, names)), masks, missing)
         else:
             samples += _flat(names, missing)
     if not samples:
@@ -160,25 +162,24 @@ def _paired(
 
 def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
     stems = _by_stem(names)
-    annotations = {
-        name: suffix
+    images = [
+        name
         for name in names
-        for suffix in ("_labels", "_masks")
-        if PurePosixPath(name).stem.endswith(suffix)
-    }
-    for name, identity in zip(names, output_stems(names), strict=True):
+        if is_image(name)
+        and not PurePosixPath(name).stem.endswith(("_labels", "_masks", "_overlay", "_probs"))
+    ]
+    for name, identity in zip(images, output_stems(images), strict=True):
         path = PurePosixPath(name)
-        if name in annotations or path.stem.endswith("_overlay"):
-            continue
         # `predict` names its labels after the whole file where two files share a stem.
         own = [
             mask
             for stem in (path.stem, path.name)
-            for suffix in ("_labels", "_masks")
+            for suffix in ("_labels", "_masks", "_rois", "")
             for mask in stems.get(stem + suffix, [])
+            if suffix or not is_image(mask)
         ]
         if len(own) > 1:
-            raise InputError(f"{name}: has several masks: {', '.join(own)}")
+            raise InputError(f"{name}: has several masks: {', '.join(own)}; keep one of them")
         if own:
             yield Sample(identity, name, (own[0],), whole=True)
         else:

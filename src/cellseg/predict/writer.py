@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cellseg.adapt import BEST
 from cellseg.errors import InputError
 from cellseg.predict.formats import write_json
 from cellseg.predict.journal import Journal
@@ -180,6 +179,6 @@ def _adapted(prediction: Mapping[str, Any]) -> str:
     if prediction["inverted"]:
         notes.append("predicted on the negative (--data.invert true)")
     if prediction["scale"] != 1:
-        size = f"{BEST / prediction['scale']:.0f}"
-        notes.append(f"rescaled by {prediction['scale']:.3g} (--data.diameter {size})")
+        size = prediction["diameter"]
+        notes.append(f"rescaled by {prediction['scale']:.3g} (--data.diameter {size:.0f})")
     return "; ".join(notes)

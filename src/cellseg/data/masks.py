@@ -1,0 +1,105 @@
+"""The labels of an annotated image, from the masks in whatever form people keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cellseg.data.folders import Sample, Tree
+from cellseg.data.images import read_labels
+from cellseg.data.readers import Array
+from cellseg.errors import InputError
+
+
+def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
+    """The labels (H, W) of a sample, from 1 without gaps.
+
+    Raises:
+        InputError: A file is damaged, is of another size than its image, or holds labels that
+            were smoothed.
+    """
+    from skimage.measure import label
+
+    masks = [_read(tree.read(name), name, shape) for name in sample.masks]
+    for name, mask in zip(sample.masks, masks, strict=True):
+        if mask.shape != shape:
+            raise InputError(
+                f"{name}: {mask.shape[0]} x {mask.shape[1]} px, but its image {sample.image} "
+                f"has {shape[0]} x {shape[1]}"
+            )
+    if not sample.whole:
+        return merge_masks(masks)
+    labels = whole_labels(masks[0])
+    nuclei, pieces = np.count_nonzero(np.unique(labels)), int(label(labels).max())
+    if pieces > 10 + 2 * nuclei:
+        raise InputError(
+            f"{sample.masks[0]}: {nuclei} nuclei in {pieces} pieces, as in labels that were "
+            "smoothed or compressed; save them without interpolation, as TIFF or PNG"
+        )
+    return labels
+
+
+def merge_masks(masks: Sequence[Array]) -> Array:
+    """One label image from one mask a nucleus; where two overlap, the first keeps the pixel."""
+    labels = np.zeros(masks[0].shape, np.int32)
+    for number, mask in enumerate(masks, start=1):
+        labels[(mask > 0) & (labels == 0)] = number
+    return _compact(labels)
+
+
+def whole_labels(mask: Array) -> Array:
+    """Consecutive labels from one mask of all nuclei.
+
+    A mask of one value besides 0 is binary: its 8-connected components are the nuclei.
+    """
+    from skimage.measure import label
+    from skimage.segmentation import relabel_sequential
+
+    values = np.unique(mask)
+    if np.count_nonzero(values) <= 1:
+        return _compact(label(mask > 0))
+    # A copy, since it takes no read-only array, which Pillow gives.
+    return _compact(relabel_sequential(mask.copy())[0])
+
+
+def is_half_annotated(image: Array, labels: Array) -> bool:
+    """Whether much of an image looks like its nuclei, and is not annotated.
+
+    That is so where all nuclei lie in a box of less than half of the image, and outside of it
+    more pixels than are annotated lie beyond Otsu's threshold.
+
+    Args:
+        image: (H, W, 3).
+        labels: (H, W).
+    """
+    from skimage.filters import threshold_otsu
+
+    rows, columns = np.nonzero(labels)
+    grey = image.mean(axis=2)
+    if len(rows) == 0 or grey.min() == grey.max():
+        return False
+    box = np.zeros(labels.shape, bool)
+    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    if 2 * box.sum() > box.size:
+        return False
+    bright = grey > threshold_otsu(grey)
+    if bright[labels > 0].mean() < 0.5:  # dark nuclei
+        bright = ~bright
+    return bool(bright[~box].sum() > np.count_nonzero(labels))
+
+
+def _compact(labels: Array) -> Array:
+    # OpenCV warps uint16 as it is, but neither uint32 nor int64.
+    small = labels.max(initial=0) <= np.iinfo(np.uint16).max
+    return labels.astype(np.uint16 if small else np.int32)
+
+
+def _read(data: bytes, name: str, shape: tuple[int, int]) -> Array:
+    from cellseg.data.outlines import read_geojson, read_rois
+
+    if name.lower().endswith((".zip", ".roi")):
+        return _compact(read_rois(data, shape, name))
+    if name.lower().endswith(".geojson"):
+        return _compact(read_geojson(data, shape, name))
+    return read_labels(data, name)

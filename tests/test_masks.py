@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from cellseg.data.cache import load
+from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.masks import is_half_annotated
+from cellseg.data.synthetic import generate
+from cellseg.errors import InputError
+from cellseg.predict.outlines import write_geojson, write_rois
+
+
+def annotated(folder: Path, number: int = 3) -> NDArray[np.uint16]:
+    """An image in a folder, and its labels."""
+    image, labels = generate(number, size=96)
+    Image.fromarray(image).save(folder / "a.png")
+    return labels.astype(np.uint16)
+
+
+def load_only(folder: Path) -> NDArray[np.uint16]:
+    tree = open_tree(folder)
+    (sample,), missing = find_samples(tree)
+    assert not missing
+    return load(tree, sample)[1]
+
+
+@pytest.mark.parametrize("name", ["a_rois.zip", "a.zip", "a.png_rois.zip", "a.geojson"])
+def test_corrected_outlines_beside_an_image_are_its_labels(name: str, tmp_path: Path) -> None:
+    labels = annotated(tmp_path)
+    if name.endswith("zip"):
+        write_rois(tmp_path / name, labels)
+    else:
+        write_geojson(tmp_path / name, labels, {})
+    np.testing.assert_array_equal(load_only(tmp_path), labels)
+
+
+def test_outlines_also_lie_in_a_folder_of_masks(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    labels = annotated(tmp_path / "images")
+    write_rois(tmp_path / "masks" / "a.zip", labels)
+    np.testing.assert_array_equal(load_only(tmp_path), labels)
+
+
+def test_fault_24_two_annotations_of_one_image_are_refused_by_name(tmp_path: Path) -> None:
+    labels = annotated(tmp_path)
+    write_rois(tmp_path / "a_rois.zip", labels)
+    Image.fromarray(labels).save(tmp_path / "a_labels.png")
+    with pytest.raises(InputError, match=r"a\.png: has several masks: a_labels\.png, a_rois\.zip"):
+        load_only(tmp_path)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "binary"])
+def test_fault_24_smoothed_labels_are_refused_by_name(labelled: bool, tmp_path: Path) -> None:
+    labels = annotated(tmp_path)
+    values = labels if labelled else (labels > 0) * 255
+    mask = Image.fromarray(values.astype(np.uint8))
+    mask.save(tmp_path / "a_labels.png")
+    assert load_only(tmp_path).max() == (labels.max() if labelled else load_only(tmp_path).max())
+    mask.filter(ImageFilter.GaussianBlur(1.5)).save(tmp_path / "a_labels.png")
+    with pytest.raises(InputError, match=r"a_labels\.png: \d+ nuclei in \d+ pieces"):
+        load_only(tmp_path)
+
+
+def test_fault_24_half_annotated_images_are_noticed_and_whole_ones_are_not() -> None:
+    for number in range(8):
+        image, labels = generate(number, size=128)
+        assert not is_half_annotated(image, labels), number
+        half = labels.copy()
+        half[:, 50:] = 0
+        half[64:] = 0
+        if half.any():
+            assert is_half_annotated(image, half), number
+
+
+def test_an_image_with_its_only_nuclei_in_a_corner_is_whole() -> None:
+    image = np.full((64, 64, 3), 10, np.uint8)
+    labels = np.zeros((64, 64), np.uint16)
+    labels[5:15, 5:15] = 1
+    image[labels > 0] = 200
+    assert not is_half_annotated(image, labels)
+    assert not is_half_annotated(image, labels * 0)
