@@ -29,6 +29,8 @@ FORMATS = (
 )  # fmt: skip
 # Longest side of an overlay in px.
 SIDE = 2048
+# The confidence of no validation image of nuclei-1 is lower, see `docs/outputs.md`.
+UNSURE = 0.89
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def write_results(
 def _rows(result: Result) -> Iterator[dict[str, Any]]:
     for place, labels in enumerate(result.labels):
         areas = np.bincount(labels.ravel())[1:]
-        inside = result.probs[place][labels > 0]
+        inside = result.probs[place][labels > 0] if labels.any() else np.ones(1)
         median = float(np.median(areas)) if len(areas) else 0.0
         yield {
             "file": result.file,
@@ -144,6 +146,7 @@ def _rows(result: Result) -> Iterator[dict[str, Any]]:
             "median_area_px": f"{median:g}" if len(areas) else "",
             "median_diameter_px": f"{np.sqrt(4 / np.pi * median):.1f}" if len(areas) else "",
             "confidence": f"{inside.mean():.3f}" if len(areas) else "",
+            "unusual": f"confidence below {UNSURE:g}" if inside.mean() < UNSURE else "",
             "message": result.note,
         }
 
