@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import regionprops
 
+from cellseg.data.images import read_labels, read_recording
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
 from cellseg.predict import formats
@@ -218,6 +219,10 @@ def test_labels_keep_their_shape_and_open_in_colour(
     labels = np.zeros(shape, dtype)
     labels[..., 5:9, 5:9] = 7
     formats.write_labels(tmp_path / "l.tif", labels, axes, 0.25)
+    recording = read_recording(tmp_path / "l.tif")
+    np.testing.assert_array_equal(recording.pixels.squeeze(), labels.squeeze())
+    if labels.ndim == 2:
+        np.testing.assert_array_equal(read_labels(tmp_path / "l.tif"), labels)
     with tifffile.TiffFile(tmp_path / "l.tif") as tiff:
         np.testing.assert_array_equal(tiff.asarray(), labels)
         assert tiff.asarray().dtype == dtype

@@ -152,10 +152,15 @@ def test_predict_step_labels_the_nuclei_of_the_network() -> None:
     task = small_task()
     logits = torch.stack([torch.where(labels > 0, 0.9, -0.4), torch.full(labels.shape, -3.0)])
     task.net = Fixed(logits[None])  # type: ignore[assignment]
-    prediction = task.predict_step({"error": "", "image": item()["image"][None]})
-    assert prediction.keys() == {"labels"}
-    np.testing.assert_array_equal(prediction["labels"] > 0, labels > 0)
-    assert prediction["labels"].max() == 2
+    plane = item()["image"]
+    batch = {"error": "", "image": torch.stack([plane] * 3), "diameter": "none", "invert": False}
+    prediction = task.predict_step(batch)
+    assert prediction["labels"].shape == prediction["probs"].shape == (3, *labels.shape)
+    for found, probs in zip(prediction["labels"], prediction["probs"], strict=True):
+        np.testing.assert_array_equal(found > 0, labels > 0)
+        np.testing.assert_allclose(probs, logits[0].sigmoid(), rtol=1e-6)
+        assert found.max() == 2
+    assert (prediction["scale"], prediction["inverted"]) == (1, False)
 
 
 def test_predict_step_gives_nothing_for_a_file_that_could_not_be_read() -> None:

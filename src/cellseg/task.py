@@ -138,8 +138,8 @@ class SegmentationTask(pl.LightningModule):
 
         Returns:
             `labels` (P, H, W), `probs` (P, H, W) of the foreground, the `scale` by which the
-            image was enlarged for the network, the `diameter` in px that asks for this scale, and
-            whether the image was `inverted`.
+            image was enlarged for the network, the median `diameter` in px that asked for it (None
+            where it is not known), and whether the image was `inverted`.
         """
         if batch["error"]:
             return {}
@@ -152,7 +152,8 @@ class SegmentationTask(pl.LightningModule):
             inverted = self.segment(1 - sample).confidence > self.segment(sample).confidence
         if inverted:
             image, sample = 1 - image, 1 - sample
-        factor = 1.0 if isinstance(size, str) else factor_for(size, self.diameter)
+        diameter = None if isinstance(size, str) else size
+        factor = factor_for(diameter, self.diameter) if diameter else 1.0
         found = self.segment(sample, factor)
         if size == "auto":
             # The model is surer of nuclei whose size it knows.
@@ -171,7 +172,7 @@ class SegmentationTask(pl.LightningModule):
             "labels": np.stack([plane.labels for plane in planes]),
             "probs": np.stack([plane.probs for plane in planes]),
             "scale": factor,
-            "diameter": self.diameter / factor,
+            "diameter": diameter,
             "inverted": inverted,
         }
 

@@ -178,9 +178,9 @@ def _tiff_metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | 
         metadata = tiff.imagej_metadata or {}
         count = metadata.get("channels", 0)
         # Labels are per plane, the channel running fastest.
-        names = list(metadata.get("Labels") or ())[:count] or [
-            _lut_colour(lut) for lut in metadata.get("LUTs") or ()
-        ]
+        names = list(metadata.get("Labels") or ())[:count]
+        if count > 1 and not names:  # of a single channel the table is no list
+            names = [_lut_colour(lut) for lut in metadata.get("LUTs", ())]
         if page.resolution[0]:
             pixel_size = _in_micrometres(1 / page.resolution[0], str(metadata.get("unit")))
     if pixel_size is None and page.resolution[0]:
