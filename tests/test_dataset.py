@@ -120,7 +120,7 @@ def two_epochs(dataset: CropDataset, crops: int = 32) -> list[bytes]:
 
 
 @forks
-def test_no_two_crops_of_two_workers_and_two_epochs_are_alike() -> None:
+def test_fault_27_no_two_crops_of_two_workers_and_two_epochs_are_alike() -> None:
     dataset = crops([noise()], strength=2)  # at 1 a few crops get no change at all
     dataset[0]  # makes the pipeline, so that both workers inherit the same
     images = two_epochs(dataset)

@@ -170,7 +170,7 @@ def test_a_changed_archive_is_refused_until_it_is_deleted(tmp_path: Path, server
 
 
 @pytest.mark.parametrize("noticed_by_urllib3", [True, False])
-def test_a_broken_off_transfer_leaves_nothing(
+def test_fault_34_a_broken_off_transfer_leaves_nothing(
     tmp_path: Path, server: Server, noticed_by_urllib3: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not noticed_by_urllib3:  # as before version 2

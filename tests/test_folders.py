@@ -221,7 +221,7 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "refused"), [(5_000_000, True), (900_000, False)])
-def test_a_decompression_bomb_is_refused_by_its_header(
+def test_fault_34_a_decompression_bomb_is_refused_by_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, refused: bool
 ) -> None:
     path = tmp_path / "bomb.zip"
@@ -235,7 +235,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(
         assert open_tree(path).names == ["k1/images/k1.png"]
 
 
-def test_an_archive_writes_nothing_outside_the_cache(tmp_path: Path) -> None:
+def test_fault_34_an_archive_writes_nothing_outside_the_cache(tmp_path: Path) -> None:
     inside = tmp_path / "deep" / "er"
     inside.mkdir(parents=True)
     secret = tmp_path / "secret.png"
@@ -255,7 +255,7 @@ def test_an_archive_writes_nothing_outside_the_cache(tmp_path: Path) -> None:
     assert new and all(name.startswith("cache/") for name in new)
 
 
-def test_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
+def test_fault_34_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     Image.new("L", (8, 8), 90).save(secret)
     path = tmp_path / "data.zip"
