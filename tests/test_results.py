@@ -317,6 +317,38 @@ def test_fault_35_another_image_of_the_same_name_is_done_again(
     assert content(tmp_path / "out") == changed != first
 
 
+def test_a_file_that_was_damaged_since_leaves_no_earlier_results(
+    predict: Run, tmp_path: Path
+) -> None:
+    source = save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png", 4)
+    assert predict() == 0
+    source.write_bytes(b"damaged")
+    assert predict() == 1
+    assert set(content(tmp_path / "out")) == {"b_labels.tif", "b_overlay.png", "objects.csv"}
+    assert {row["file"] for row in table(tmp_path / "out" / "objects.csv")} == {"b.png"}
+    save(source)
+    assert predict() == 0
+    assert [row["status"] for row in table(tmp_path / "out" / "summary.csv")] == ["ok", "ok"]
+
+
+def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) -> None:
+    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}}
+    first, second = Journal(tmp_path, "1"), Journal(tmp_path, "0")
+    first.add_failure("a", {"message": "damaged"})
+    first.add("b", {**facts, "settings": "old"})
+    second.add("a", {**facts, "settings": "new"})
+    second.add("b", {**facts, "settings": "new"})
+    first.add_failure("c", {"message": "damaged"})
+    journal = Journal(tmp_path)
+    assert {file: entry.settings for file, entry in journal.entries.items()} == {
+        "a": "new", "b": "new",
+    }  # fmt: skip
+    assert list(journal.failures) == ["c"]
+    assert journal.tells_of("c", "new")
+    assert not journal.tells_of("b", "old")
+
+
 def test_overwrite_starts_over(predict: Run, tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png")
     assert predict() == 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Journal:
     """The finished files of a results folder.
 
     Each process appends to a journal of its own, a line only once all files it tells of are in
-    place; whatever happens, a line that is there whole is true. The last line of a file counts.
+    place; whatever happens, a line that is there whole is true. The newest line of a file counts.
 
     Args:
         dir: The results folder.
@@ -56,6 +57,7 @@ class Journal:
         self.path = dir / FOLDER / f"journal-{writer}.jsonl"
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
         for path in sorted((dir / FOLDER).glob("journal-*.jsonl")):
             self._load(path)
@@ -97,24 +99,34 @@ class Journal:
         now = self._values[settings]
         return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
 
+    def tells_of(self, file: str, settings: str) -> bool:
+        """Whether a file is done with these settings, or could not be done."""
+        entry = self.entries.get(file)
+        return file in self.failures or (entry is not None and entry.settings == settings)
+
     def add(self, file: str, entry: Mapping[str, Any]) -> None:
         """Tell that a file is done; `entry` holds the fields of `Entry` and what else there is.
 
-        Results of an earlier run that this one did not replace are of other settings: they
-        are deleted, unless someone has changed them.
+        What an earlier run wrote of it and this one did not is deleted, unless someone has
+        changed it.
         """
-        before = self.entries.get(file)
-        place = self._append({"file": file, **entry})
-        self._index({"file": file, **entry}, place)
-        for name, size in (before.outputs if before else {}).items():
-            path = self.dir / name
-            if name not in entry["outputs"] and path.is_file() and path.stat().st_size == size:
-                path.unlink()
+        self._replace({"file": file, **entry}, entry["outputs"])
 
     def add_failure(self, file: str, row: Mapping[str, Any]) -> None:
-        """Tell that a file could not be done; it is tried again by the next run."""
-        self._append({"failed": file, "row": dict(row)})
-        self.failures[file] = dict(row)
+        """Tell that a file could not be done; it is tried again by the next run.
+
+        What an earlier run wrote of it is deleted, unless someone has changed it.
+        """
+        self._replace({"failed": file, "row": dict(row)}, ())
+
+    def _replace(self, content: Mapping[str, Any], outputs: Collection[str]) -> None:
+        before = self.entries.get(content.get("file") or content["failed"])
+        content = {**content, "time": time.time_ns()}
+        self._take(content, self._append(content))
+        for name, size in (before.outputs if before else {}).items():
+            path = self.dir / name
+            if name not in outputs and path.is_file() and path.stat().st_size == size:
+                path.unlink()
 
     def read(self, file: str) -> dict[str, Any]:
         """The whole entry of a file."""
@@ -136,17 +148,23 @@ class Journal:
                 content = json.loads(line)
             except ValueError:  # cut off when the process was killed
                 continue
-            if "file" in content:
-                self._index(content, (path, offset))
-            elif "failed" in content:
-                self.failures[content["failed"]] = content["row"]
-            else:
-                self._values[content["settings"]] = content["values"]
+            self._take(content, (path, offset))
 
-    def _index(self, content: Mapping[str, Any], place: tuple[Path, int]) -> None:
-        self.failures.pop(content["file"], None)
-        names = ("size", "mtime", "sha256", "settings", "outputs")
-        self.entries[content["file"]] = Entry(**{n: content[n] for n in names}, place=place)
+    def _take(self, content: Mapping[str, Any], place: tuple[Path, int]) -> None:
+        if "values" in content:
+            self._values[content["settings"]] = content["values"]
+            return
+        file = content.get("file") or content["failed"]
+        if content["time"] < self._times.get(file, 0):
+            return
+        self._times[file] = content["time"]
+        self.entries.pop(file, None)
+        self.failures.pop(file, None)
+        if "failed" in content:
+            self.failures[file] = content["row"]
+        else:
+            names = ("size", "mtime", "sha256", "settings", "outputs")
+            self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)
 
     def _append(self, content: Mapping[str, Any]) -> tuple[Path, int]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain
@@ -90,10 +90,10 @@ def write_results(
         written.append(result.stem + ending)
         return dir / written[-1]
 
-    # One plane is (H, W), whatever the file's axes of length 1.
-    single = not result.planes
-    shaped: Callable[[Array], Array] = lambda a: a.reshape(*result.shape, *a.shape[1:])  # noqa: E731
-    flat = result.labels[0] if single else result.labels
+    def shaped(planes: Array) -> Array:  # as the file has them
+        return planes.reshape(*result.shape, *planes.shape[1:])
+
+    flat = result.labels if result.planes else result.labels[0]
     kept: dict[str, Any] = {"rows": list(_rows(result)), "diameters": _diameters(result.labels)}
     if "labels" in formats:
         write_labels(path("_labels.tif"), shaped(result.labels), result.axes, result.pixel_size)

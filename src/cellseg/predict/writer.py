@@ -80,8 +80,6 @@ class PredictionWriter(BasePredictionWriter):
         if self.overwrite:
             return files
         journal, settings = self.journal, self._key
-        if self.overwrite:
-            return list(files)
         todo = [file for file in files if not journal.is_done(file, base / file, settings)]
         if len(todo) < len(files):
             log.info("%d of %d images are done already", len(files) - len(todo), len(files))
@@ -134,6 +132,7 @@ class PredictionWriter(BasePredictionWriter):
         """
         assert self.dir is not None and self.journal is not None
         self.journal.reload()
+        files = [file for file in files if self.journal.tells_of(file, self._key)]
         run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
         totals = write_tables(self.journal, files, self.formats, run)
         write_json(self.dir / "run.json", {**run, **totals})
