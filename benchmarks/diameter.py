@@ -23,7 +23,8 @@ from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.splits import dsb2018
 
 FACTORS = (1 / 2, 1, 2, 3)
-LARGEST = 700  # px of an image's side, before it is rescaled
+LARGEST = 400  # px of an image's side, before it is rescaled
+FEWEST = 12  # nuclei; where it finds less than ten, `auto` does nothing
 
 
 def run(root: Path, out: Path, side: str) -> None:
@@ -39,7 +40,7 @@ def run(root: Path, out: Path, side: str) -> None:
             (folder / name).mkdir(parents=True, exist_ok=True)
         for sample in annotated:
             labels = np.asarray(sample.labels())
-            if max(labels.shape) > LARGEST:
+            if max(labels.shape) > LARGEST or labels.max() < FEWEST:
                 continue
             height, width = (round(factor * size) for size in labels.shape)
             # Pillow averages where it shrinks, as a lens of lower magnification does.

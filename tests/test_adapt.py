@@ -18,7 +18,18 @@ from cellseg.metrics import compare, scores
 
 @pytest.mark.parametrize(
     ("diameter", "factor"),
-    [(3, 3), (8, 3), (10, 2), (12, 1), (20, 1), (40, 1), (45, 1 / 2), (60, 1 / 3), (500, 1 / 3)],
+    [
+        (3, 3),
+        (8, 3),
+        (10, 2),
+        (12, 1),
+        (20, 1),
+        (30, 1),
+        (40, 1 / 2),
+        (45, 1 / 2),
+        (60, 1 / 3),
+        (500, 1 / 3),
+    ],
 )
 def test_the_factor_leads_to_nuclei_that_the_model_knows(diameter: float, factor: float) -> None:
     assert factor_for(diameter, trained=20) == factor

@@ -295,6 +295,7 @@ def test_fault_35_results_of_other_settings_are_done_again(
     said = capfd.readouterr().err
     assert "decode.threshold" in said
     assert "output.formats" in said
+    assert "percentiles" not in said
     # Ours that no longer hold are gone; what someone has changed stays.
     assert set(content(out)) == {"a_labels.tif", "a.geojson"}
     labels = (out / "a_labels.tif").read_bytes()

@@ -16,6 +16,8 @@ from torchmetrics import MeanMetric
 from cellseg.adapt import (
     COARSE,
     DIAMETER,
+    MARGIN,
+    TOLERANCE,
     factor_for,
     is_bright,
     median_diameter,
@@ -149,7 +151,8 @@ class SegmentationTask(pl.LightningModule):
         inverted = batch["invert"] is True
         if batch["invert"] == "auto" and is_bright(sample):
             # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
-            inverted = self.segment(1 - sample).confidence > self.segment(sample).confidence
+            least = self.segment(sample).confidence + MARGIN
+            inverted = self.segment(1 - sample).confidence > least
         if inverted:
             image, sample = 1 - image, 1 - sample
         diameter = None if isinstance(size, str) else size
@@ -162,7 +165,7 @@ class SegmentationTask(pl.LightningModule):
             wanted = factor_for(diameter, self.diameter) if diameter else 1.0
             if wanted != 1:
                 rescaled = self.segment(sample, wanted)
-                if rescaled.confidence > found.confidence:
+                if rescaled.confidence > found.confidence - TOLERANCE:
                     factor, found = wanted, rescaled
         planes = [
             found if place == middle else self.segment(plane[None], factor)

@@ -134,7 +134,7 @@ class Reading:
     plane: str = "all"
     pixel_size: float | None = None
     invert: bool | str = "auto"
-    diameter: float | str = "auto"
+    diameter: float | str = "none"
 
 
 class FileDataset(Dataset[dict[str, Any]]):

@@ -64,10 +64,11 @@ class Journal:
 
     def start(self, values: Mapping[str, Any]) -> str:
         """Begin a run whose results depend on these settings; gives their hash."""
-        settings = hash_of(values)
+        plain = json.loads(json.dumps(values, default=str))  # as it will be read again
+        settings = hash_of(plain)
         if settings not in self._values:
-            self._values[settings] = dict(values)
-            self._append({"settings": settings, "values": dict(values)})
+            self._values[settings] = plain
+            self._append({"settings": settings, "values": plain})
         return settings
 
     def is_done(self, file: str, source: Path, settings: str) -> bool:
@@ -181,7 +182,7 @@ class Journal:
 
 def hash_of(values: Mapping[str, Any]) -> str:
     """A short hash of plain values, whatever their order."""
-    text = json.dumps(values, sort_keys=True, default=str)
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -35,7 +35,7 @@ class Model:
     def predict(
         self,
         image: NDArray[Any],
-        diameter: float | Literal["auto", "none"] = "auto",
+        diameter: float | Literal["auto", "none"] = "none",
         invert: bool | Literal["auto"] = "auto",
     ) -> NDArray[Any]:
         """The nuclei of an image.
