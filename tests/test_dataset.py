@@ -23,6 +23,7 @@ from cellseg.data.dataset import (
     CropDataset,
     EndlessSampler,
     FileDataset,
+    Reading,
     Share,
     WholeImageDataset,
     local_labels,
@@ -303,14 +304,16 @@ def test_a_bad_file_is_an_error_item_among_good_ones(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", grey)
     (tmp_path / "b.png").write_text("no image")
     (tmp_path / "c.png").touch()
-    tifffile.imwrite(tmp_path / "d.tif", np.stack([grey, grey]), photometric="minisblack")
+    (tmp_path / "d.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:-40])
     (tmp_path / "e.png").mkdir()
     Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "a.png")
     names = ["a.tif", "b.png", "c.png", "d.tif", "e.png", "gone.png", "a.png"]
-    dataset = FileDataset(tmp_path, names, (0.0, 100.0))
+    stems = ["a.tif", "b", "c", "d", "e", "gone", "a.png"]
+    files = list(zip(names, stems, strict=True))
+    dataset = FileDataset(tmp_path, files, Reading((0.0, 100.0)))
     items = [dataset[index, index == 6] for index in range(len(dataset))]
     assert [item["file"] for item in items] == names
-    assert [item["stem"] for item in items] == ["a.tif", "b", "c", "d", "e", "gone", "a.png"]
+    assert [item["stem"] for item in items] == stems
     assert [item["repeat"] for item in items] == [False] * 6 + [True]
     assert [bool(item["error"]) for item in items] == [False, *[True] * 5, False]
     for item in items[1:6]:
@@ -324,7 +327,7 @@ def test_a_bad_file_is_an_error_item_among_good_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 33), (100, 160)])
 def test_a_file_keeps_its_shape(tmp_path: Path, shape: tuple[int, int]) -> None:
     Image.fromarray(np.full(shape, 9, np.uint8)).save(tmp_path / "a.png")
-    image = FileDataset(tmp_path, ["a.png"], (1.0, 99.8))[0, False]["image"]
+    image = FileDataset(tmp_path, [("a.png", "a")], Reading((1.0, 99.8)))[0, False]["image"]
     assert image.shape == (1, 3, *shape)
 
 
@@ -334,7 +337,9 @@ def test_nan_pixels_are_left_out_with_a_note(tmp_path: Path) -> None:
     pixels[0, :2] = np.nan, np.inf
     for name, values in (("clean.tif", clean), ("holes.tif", pixels)):
         tifffile.imwrite(tmp_path / name, values)
-    dataset = FileDataset(tmp_path, ["clean.tif", "holes.tif"], (1.0, 99.0))
+    dataset = FileDataset(
+        tmp_path, [("clean.tif", "clean"), ("holes.tif", "holes")], Reading((1.0, 99.0))
+    )
     good, holes = dataset[0, False], dataset[1, False]
     assert good["note"] == "" and holes["error"] == ""
     assert "NaN or infinite" in holes["note"]

@@ -214,7 +214,9 @@ def test_tuning_is_stored_in_both_checkpoints_and_shown(trained: Path, tmp_path:
         torch.load(find_checkpoint(trained, name), weights_only=True) for name in ("best", "last")
     ]
     assert stored[0]["decoding"] == stored[1]["decoding"]
-    assert stored[0]["decoding"].keys() == {"threshold", "marker", "min_area", "flips"}
+    assert stored[0]["decoding"].keys() == {
+        "threshold", "marker", "min_area", "exclude_border", "flips",
+    }  # fmt: skip
     assert "decoding" not in stored[0]["hyper_parameters"]
 
 
