@@ -39,6 +39,12 @@ def test_corrected_outlines_beside_an_image_are_its_labels(name: str, tmp_path: 
     np.testing.assert_array_equal(load_only(tmp_path), labels)
 
 
+def test_masks_as_cellpose_names_them_are_found(tmp_path: Path) -> None:
+    labels = annotated(tmp_path)
+    Image.fromarray(labels).save(tmp_path / "a_cp_masks.png")
+    np.testing.assert_array_equal(load_only(tmp_path), labels)
+
+
 def test_outlines_also_lie_in_a_folder_of_masks(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()

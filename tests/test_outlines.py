@@ -18,12 +18,13 @@ from skimage.segmentation import relabel_sequential
 
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.errors import InputError
+from cellseg.predict.formats import write_csv
 from cellseg.predict.outlines import (
+    RLE_COLUMNS,
     polygons,
     rle_rows,
     write_coco,
     write_geojson,
-    write_rle,
     write_rois,
 )
 
@@ -119,7 +120,7 @@ def test_fault_33_geojson_comes_back_as_the_same_labels(labels: np.ndarray, tmp_
 
 @awkward
 def test_fault_33_rle_comes_back_as_the_same_nuclei(labels: np.ndarray, tmp_path: Path) -> None:
-    write_rle(tmp_path / "nuclei.csv", "image", labels)
+    write_csv(tmp_path / "nuclei.csv", rle_rows("image", labels), RLE_COLUMNS)
     decoded = np.zeros(labels.size, int)
     with (tmp_path / "nuclei.csv").open(newline="") as lines:
         csv.field_size_limit(10**6)

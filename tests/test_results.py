@@ -98,6 +98,24 @@ def test_every_format_holds_the_same_nuclei(predict: Run, tmp_path: Path) -> Non
     assert "a_overlay.png" in (out / "report.html").read_text()
 
 
+def test_tables_of_a_run_in_which_nothing_could_be_done_have_their_headers(
+    predict: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    assert predict("--output.formats", "all") == 1
+    assert (tmp_path / "out" / "objects.csv").read_text() == "file,plane,label\n"
+    assert (tmp_path / "out" / "rle.csv").read_text() == "ImageId,EncodedPixels\n"
+    assert pyarrow.parquet.read_table(tmp_path / "out" / "objects.parquet").num_rows == 0
+
+
+def test_a_comma_in_a_name_leaves_the_tables_whole(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / 'a, "b".png')
+    assert predict("--output.formats", "table,rle") == 0
+    assert {row["file"] for row in table(tmp_path / "out" / "objects.csv")} == {'a, "b".png'}
+    assert {row["ImageId"] for row in table(tmp_path / "out" / "rle.csv")} == {'a, "b"'}
+
+
 def test_only_the_formats_asked_for_are_written(
     predict: Run, tmp_path: Path, fails: Callable[..., str]
 ) -> None:

@@ -147,17 +147,18 @@ class SegmentationTask(pl.LightningModule):
             return {}
         image, size = batch["image"], batch["diameter"]
         middle = len(image) // 2  # all planes of a stack are treated alike
-        sample = image[middle, None]
         inverted = batch["invert"] is True
-        if batch["invert"] == "auto" and is_bright(sample):
-            # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
-            least = self.segment(sample).confidence + MARGIN
-            inverted = self.segment(1 - sample).confidence > least
         if inverted:
-            image, sample = 1 - image, 1 - sample
+            image = 1 - image
+        sample = image[middle, None]
         diameter = None if isinstance(size, str) else size
         factor = factor_for(diameter, self.diameter) if diameter else 1.0
         found = self.segment(sample, factor)
+        if batch["invert"] == "auto" and is_bright(sample):
+            # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
+            negative = self.segment(1 - sample, factor)
+            if negative.confidence > found.confidence + MARGIN:
+                inverted, image, sample, found = True, 1 - image, 1 - sample, negative
         if size == "auto":
             # The model is surer of nuclei whose size it knows.
             surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)

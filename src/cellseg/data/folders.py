@@ -166,7 +166,7 @@ def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
         name
         for name in names
         if is_image(name)
-        and not PurePosixPath(name).stem.endswith(("_labels", "_masks", "_overlay", "_probs"))
+        and not PurePosixPath(name).stem.endswith((*PREDICTED, "_overlay", "_probs"))
     ]
     for name, identity in zip(images, output_stems(images), strict=True):
         path = PurePosixPath(name)
@@ -174,7 +174,7 @@ def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
         own = [
             mask
             for stem in (path.stem, path.name)
-            for suffix in ("_labels", "_masks", "_rois", "")
+            for suffix in (*PREDICTED, "_rois", "")
             for mask in stems.get(stem + suffix, [])
             if suffix or not is_image(mask)
         ]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg import __version__
+from cellseg.adapt import to_grid
 from cellseg.errors import OutputError
 
 log = logging.getLogger(__name__)
@@ -127,12 +128,7 @@ def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDAr
         picture = Image.fromarray((image * 255 + 0.5).astype(np.uint8))
         smaller = picture.resize((width, height), Image.Resampling.BOX)
         image = np.asarray(smaller, np.float32) / np.float32(255)
-        # The nearest labels: outlines stay as thin as in the full image.
-        rows, columns = (
-            ((np.arange(new) + 0.5) * old / new).astype(int)
-            for new, old in zip((height, width), labels.shape, strict=True)
-        )
-        labels = labels[np.ix_(rows, columns)]
+        labels = to_grid(labels, (height, width))  # outlines stay as thin as in the full image
     return outlined(image, labels)
 
 

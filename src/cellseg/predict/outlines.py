@@ -17,7 +17,7 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.formats import draft, write_csv, write_text
+from cellseg.predict.formats import draft, write_text
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi
@@ -144,11 +144,6 @@ def rle_rows(image_id: str, labels: Array) -> list[dict[str, str]]:
         identity = f"{image_id}-{plane:04}" if plane else image_id
         rows += [dict(zip(RLE_COLUMNS, (identity, text), strict=True)) for text in texts or [""]]
     return rows
-
-
-def write_rle(path: Path, image_id: str, labels: Array) -> None:
-    """`rle_rows` of one image as CSV."""
-    write_csv(path, rle_rows(image_id, labels), RLE_COLUMNS)
 
 
 def write_coco(path: Path, file_name: str, labels: Array) -> None:

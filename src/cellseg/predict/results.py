@@ -80,8 +80,8 @@ def write_results(
         expand: Width of the ring that is measured around each nucleus.
 
     Returns:
-        What the journal keeps for the tables of the run: `rows` of the summary, `objects` and
-        `rle` as CSV with a header, `thumbnail` in base 64, and `diameters`, how many nuclei
+        What the journal keeps for the tables of the run: `rows` of the summary, `objects` as
+        CSV with a header, `rle` without, `thumbnail` in base 64, and `diameters`, how many nuclei
         there are of each whole number of px; and the names of the files, relative to `dir`.
     """
     written: list[str] = []
@@ -110,23 +110,25 @@ def write_results(
             kept["thumbnail"] = base64.b64encode(thumbnail(picture)).decode()
     if {"table", "parquet", "geojson"} & set(formats):
         columns = _measurements(result, expand)
-        kept["objects"] = _csv(result, columns)
+        if {"table", "parquet"} & set(formats):
+            kept["objects"] = _csv(result, columns)
         if "geojson" in formats:
             from cellseg.predict.outlines import write_geojson
 
             numbers = {name: column for name, column in columns.items() if name != "label"}
             write_geojson(path(".geojson"), flat, numbers)
     if {"rois", "rle", "coco"} & set(formats):
-        from cellseg.predict.outlines import rle_rows, write_coco, write_rois
+        from cellseg.predict.outlines import RLE_COLUMNS, rle_rows, write_coco, write_rois
 
         if "rois" in formats:
             write_rois(path("_rois.zip"), flat)
         if "coco" in formats:
             write_coco(path("_coco.json"), result.file, flat)
         if "rle" in formats:
-            kept["rle"] = "".join(
-                f"{row['ImageId']},{row['EncodedPixels']}\n" for row in rle_rows(result.stem, flat)
-            )
+            lines = StringIO()
+            table = csv.DictWriter(lines, RLE_COLUMNS, lineterminator="\n")
+            table.writerows(rle_rows(result.stem, flat))
+            kept["rle"] = lines.getvalue()
     return kept, written
 
 

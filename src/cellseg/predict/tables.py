@@ -64,8 +64,10 @@ def write_tables(
     if "parquet" in formats:
         _write_parquet(journal.dir / "objects.parquet", *_objects(journal, done))
     if "rle" in formats:
+        from cellseg.predict.outlines import RLE_COLUMNS
+
         texts = (journal.read(file)["rle"] for file in done)
-        _write_objects(journal.dir / "rle.csv", ["ImageId", "EncodedPixels"], texts)
+        _write_objects(journal.dir / "rle.csv", RLE_COLUMNS, texts)
     if "report" in formats:
         _write_report(journal, files, {**run, **totals})
     return totals
@@ -91,7 +93,8 @@ def _objects(journal: Journal, done: Collection[str]) -> tuple[list[str], Iterat
     Images of different channels have different columns; what a row lacks is empty.
     """
     headers = dict.fromkeys(journal.read(file)["objects"].partition("\n")[0] for file in done)
-    columns = list(dict.fromkeys(name for header in headers for name in header.split(",")))
+    names = [name for header in headers for name in header.split(",")]
+    columns = list(dict.fromkeys(names)) or ["file", "plane", "label"]  # where no image was done
 
     def texts() -> Iterator[str]:
         for file in done:
@@ -140,14 +143,14 @@ def _write_parquet(path: Path, columns: Sequence[str], texts: Iterable[str]) -> 
 
 def _chunks(texts: Iterable[str], size: int) -> Iterator[str]:
     """Texts joined until they have `size` characters; none is empty."""
-    parts: list[str] = []
+    chunk = StringIO()
     for text in texts:
-        parts.append(text)
-        if sum(map(len, parts)) >= size:
-            yield "".join(parts)
-            parts.clear()
-    if any(parts):
-        yield "".join(parts)
+        chunk.write(text)
+        if chunk.tell() >= size:
+            yield chunk.getvalue()
+            chunk = StringIO()
+    if chunk.tell():
+        yield chunk.getvalue()
 
 
 def _write_report(journal: Journal, files: Collection[str], run: Mapping[str, Any]) -> None:

@@ -179,5 +179,5 @@ def _adapted(prediction: Mapping[str, Any]) -> str:
         notes.append("predicted on the negative (--data.invert true)")
     if prediction["scale"] != 1:
         size = prediction["diameter"]
-        notes.append(f"rescaled by {prediction['scale']:.3g} (--data.diameter {size:.0f})")
+        notes.append(f"rescaled by {prediction['scale']:.3g} (--data.diameter {size:.4g})")
     return "; ".join(notes)
