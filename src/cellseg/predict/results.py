@@ -80,9 +80,10 @@ def write_results(
         expand: Width of the ring that is measured around each nucleus.
 
     Returns:
-        What the journal keeps for the tables of the run: `rows` of the summary, `objects` as
-        CSV with a header, `rle` without, `thumbnail` in base 64, and `diameters`, how many nuclei
-        there are of each whole number of px; and the names of the files, relative to `dir`.
+        What the journal keeps for the tables of the run: `rows` of the summary, the parts of
+        `objects` as CSV, each with a header, those of `rle` without, `thumbnail` in base 64, and
+        `diameters`, how many nuclei there are of each whole number of px; and the names of the
+        files, relative to `dir`.
     """
     written: list[str] = []
 
@@ -111,7 +112,7 @@ def write_results(
     if {"table", "parquet", "geojson"} & set(formats):
         columns = _measurements(result, expand)
         if {"table", "parquet"} & set(formats):
-            kept["objects"] = _csv(result, columns)
+            kept["objects"] = [_csv(result, columns)]
         if "geojson" in formats:
             from cellseg.predict.outlines import write_geojson
 
@@ -128,7 +129,7 @@ def write_results(
             lines = StringIO()
             table = csv.DictWriter(lines, RLE_COLUMNS, lineterminator="\n")
             table.writerows(rle_rows(result.stem, flat))
-            kept["rle"] = lines.getvalue()
+            kept["rle"] = [lines.getvalue()]
     return kept, written
 
 

@@ -167,6 +167,10 @@ class PredictionWriter(BasePredictionWriter):
         kept, written = write_results(result, self.dir, self.formats, self.expand)
         share = (time.monotonic() - self._since) / len(kept["rows"])
         kept["rows"] = [{**row, "seconds": f"{share:.3f}"} for row in kept["rows"]]
+        for name in kept.keys() & {"objects", "rle"}:
+            kept[name] = [self.journal.keep(part) for part in kept[name]]
+        if "thumbnail" in kept:
+            kept["thumbnail"] = self.journal.keep(kept["thumbnail"])
         outputs = {name: (self.dir / name).stat().st_size for name in written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
         self.journal.add(file, {**facts, "settings": self._key, "outputs": outputs, **kept})
