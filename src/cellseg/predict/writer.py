@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cellseg.errors import InputError
+from cellseg.data.folders import Shard
+from cellseg.errors import InputError, OutputError
 from cellseg.predict.formats import write_json
 from cellseg.predict.journal import Journal
+from cellseg.predict.processes import SIGTERM, Processes
 from cellseg.predict.results import FORMATS, Result, write_results
 from cellseg.predict.tables import write_tables
 
@@ -57,26 +60,34 @@ class PredictionWriter(BasePredictionWriter):
         self.expand = expand
         self.overwrite = overwrite
         self.journal: Journal | None = None
+        self.processes = Processes()
 
-    def start(self, run: Mapping[str, Any], settings: Mapping[str, Any], rank: int) -> None:
+    def start(
+        self,
+        run: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        shard: Shard | None = None,
+        rank: int = 0,
+    ) -> None:
         """Open the results folder.
 
         Args:
             run: What `run.json` says.
             settings: All that the results of an image depend on besides its file.
+            shard: Which files are this run's, where others do the rest.
             rank: Of this process.
         """
         assert self.dir is not None
         self.run = run
-        self.journal = Journal(self.dir, str(rank))
+        self.shard = shard
+        self.journal = Journal(self.dir, f"{shard.name}-{rank}" if shard else str(rank))
         own = {"output.formats": sorted(self.formats), "output.expand": self.expand}
-        self._settings = {**settings, **own}
+        self._key = self.journal.start({**settings, **own})
         self._started = time.monotonic()
 
     def not_done(self, base: Path, files: list[str]) -> list[str]:
         """The files that are still to be done, with a word on the others."""
         assert self.journal is not None
-        self._key = self.journal.start(self._settings)
         if self.overwrite:
             return files
         journal, settings = self.journal, self._key
@@ -94,6 +105,10 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's handler waits for the other processes, who may be done; its teardown
+            # puts back what was there before both.
+            signal.signal(signal.SIGTERM, lambda *_: self.processes.stop(SIGTERM))
 
     def write_on_batch_end(
         self,
@@ -106,40 +121,42 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if not batch["repeat"]:
-            self._write(batch, prediction)
+            try:
+                self._write(batch, prediction)
+            except OutputError as error:
+                self.processes.stop(str(error))
         self._since = time.monotonic()
-        if trainer.received_sigterm:  # which Lightning ignores in predict
-            raise SIGTERMException
+        if self.processes.stopped():
+            raise StopIteration  # which ends Lightning's loop
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The first process reads what the others have written.
-        trainer.strategy.barrier()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.world_size == 1:
-            self.finish(trainer.datamodule.files[1])  # type: ignore[attr-defined]
-
-    def finish(self, files: Sequence[str]) -> int:
-        """Write the tables, the report and `run.json`.
+    def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
+        """Write the tables, the report and `run.json`, unless other shards are still to end.
 
         Args:
-            files: All files of the run, sorted; those that were not reached are left out.
+            files: All files, sorted; those that were not reached are left out.
+            own: Those of this run: all, or the shard's.
 
         Returns:
-            How many could not be done.
+            How many of its own could not be done.
         """
         assert self.dir is not None and self.journal is not None
         self.journal.reload()
-        files = [file for file in files if self.journal.tells_of(file, self._key)]
+        failed = sum(file in self.journal.failures for file in own)
+        told = [file for file in files if self.journal.tells_of(file, self._key)]
+        if self.shard and len(told) < len(files):
+            log.info(
+                "%s of the %s images of all shards are done; the last shard to end writes the "
+                "tables, or the same command without --data.shard",
+                f"{len(told):,}", f"{len(files):,}",
+            )  # fmt: skip
+            return failed
         run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
-        totals = write_tables(self.journal, files, self.formats, run)
+        totals = write_tables(self.journal, told, self.formats, run)
         write_json(self.dir / "run.json", {**run, **totals})
         page = "report.html" if "report" in self.formats else "summary.csv"
         said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
         log.info("%s; see %s", said, self.dir / page)
-        return int(totals["errors"])
+        return failed
 
     def _write(self, batch: Mapping[str, Any], prediction: Mapping[str, Any]) -> None:
         assert self.dir is not None and self.journal is not None
