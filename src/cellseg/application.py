@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cellseg import __version__, checkpoint
 from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
+from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import Decoding
@@ -68,6 +69,7 @@ def run(
         warnings.filterwarnings("ignore", message)
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
+    use_granted_cores()
     try:
         return Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
     except SIGTERMException:

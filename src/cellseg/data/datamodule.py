@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from cellseg.adapt import median_diameter
+from cellseg.cores import cores
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import (
     Annotation,
@@ -426,10 +426,3 @@ class NucleiDataModule(pl.LightningDataModule):
 def few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

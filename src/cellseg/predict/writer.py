@@ -7,15 +7,18 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from cellseg.cores import cores
 from cellseg.data.folders import Shard
 from cellseg.errors import InputError, OutputError
-from cellseg.predict.formats import write_json
+from cellseg.predict.formats import is_whole, sweep, write_json
 from cellseg.predict.journal import Journal
 from cellseg.predict.processes import SIGTERM, Processes
 from cellseg.predict.results import FORMATS, Result, write_results
@@ -39,6 +42,7 @@ class PredictionWriter(BasePredictionWriter):
         expand: Width of a ring around each nucleus in which the intensities are measured too, in
             um where the pixel size is known, else in px; 0 for none.
         overwrite: Do all files anew, also those that are done.
+        verify: Open every result before it counts as done; by default its size must be right.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class PredictionWriter(BasePredictionWriter):
         formats: list[str] = ["labels", "overlay", "table", "report"],  # noqa: B006
         expand: float = 0.0,
         overwrite: bool = False,
+        verify: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
         self.formats = set(FORMATS if formats == ["all"] else formats)
@@ -59,6 +64,7 @@ class PredictionWriter(BasePredictionWriter):
         self.dir = dir
         self.expand = expand
         self.overwrite = overwrite
+        self.verify = verify
         self.journal: Journal | None = None
         self.processes = Processes()
 
@@ -83,7 +89,7 @@ class PredictionWriter(BasePredictionWriter):
         self.journal = Journal(self.dir, f"{shard.name}-{rank}" if shard else str(rank))
         own = {"output.formats": sorted(self.formats), "output.expand": self.expand}
         self._key = self.journal.start({**settings, **own})
-        self._started = time.monotonic()
+        self._began, self._started = time.time(), time.monotonic()
 
     def not_done(self, base: Path, files: list[str]) -> list[str]:
         """The files that are still to be done, with a word on the others."""
@@ -91,7 +97,11 @@ class PredictionWriter(BasePredictionWriter):
         if self.overwrite:
             return files
         journal, settings = self.journal, self._key
-        todo = [file for file in files if not journal.is_done(file, base / file, settings)]
+        done = {file for file in files if journal.is_done(file, f"{base}/{file}", settings)}
+        if self.verify:
+            with ThreadPoolExecutor(cores()) as threads:  # decompression runs beside Python
+                done = set(compress(done, threads.map(self._is_whole, done)))
+        todo = [file for file in files if file not in done]
         if len(todo) < len(files):
             log.info("%d of %d images are done already", len(files) - len(todo), len(files))
         again = [file for file in todo if file in journal.entries]
@@ -150,6 +160,8 @@ class PredictionWriter(BasePredictionWriter):
                 f"{len(told):,}", f"{len(files):,}",
             )  # fmt: skip
             return failed
+        if not self.shard and len(told) == len(files):
+            sweep(self.dir, self._began)
         run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
         totals = write_tables(self.journal, told, self.formats, run)
         write_json(self.dir / "run.json", {**run, **totals})
@@ -157,6 +169,13 @@ class PredictionWriter(BasePredictionWriter):
         said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
         log.info("%s; see %s", said, self.dir / page)
         return failed
+
+    def _is_whole(self, file: str) -> bool:
+        assert self.dir is not None and self.journal is not None
+        damaged = [n for n in self.journal.entries[file].outputs if not is_whole(self.dir / n)]
+        if damaged:
+            log.info("%s: damaged, done again", self.dir / damaged[0])
+        return not damaged
 
     def _write(self, batch: Mapping[str, Any], prediction: Mapping[str, Any]) -> None:
         assert self.dir is not None and self.journal is not None
