@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -416,6 +417,62 @@ def test_fault_17_an_image_whose_part_of_the_tables_is_lost_is_done_again(
         shutil.copytree(tmp_path / "out", tmp_path / "copy")
         assert predict("--output.dir", tmp_path / "copy") == 0
         assert content(tmp_path / "copy") == clean
+
+
+def test_files_that_are_done_are_opened_only_to_verify_them(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        save(tmp_path / "in" / f"{number}.png", number)
+    assert predict() == 0
+    for path in [*(tmp_path / "in").iterdir(), *(tmp_path / "out").glob("*_*")]:
+        facts = path.stat()
+        path.write_bytes(bytes(facts.st_size))  # it would not be read again
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert predict() == 0
+    capfd.readouterr()
+    assert predict("--output.verify", "true") == 1
+    assert capfd.readouterr().err.count("damaged, done again") == 3
+    assert {row["status"] for row in table(tmp_path / "out" / "summary.csv")} == {"error"}
+
+
+@pytest.mark.parametrize(
+    "ending", ["_labels.tif", "_probs.tif", "_overlay.png", "_rois.zip", ".geojson", "_coco.json"]
+)
+def test_verifying_finds_damage_inside_each_kind_of_file(
+    ending: str, predict: Run, tmp_path: Path
+) -> None:
+    stack(tmp_path / "in" / "s.tif", planes=2)
+    assert predict("--output.formats", "all") == 0
+    clean = content(tmp_path / "out")
+    damaged = tmp_path / "out" / f"s{ending}"
+    data = bytearray(damaged.read_bytes())
+    middle = 2 * len(data) // 3
+    data[middle : middle + 30] = bytes(30)
+    damaged.write_bytes(data)
+    whole = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("s[._]*")}
+    assert predict("--output.formats", "all", "--output.verify", "true") == 0
+    assert content(tmp_path / "out") == clean
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("s[._]*")}
+    assert again != whole
+    assert predict("--output.formats", "all", "--output.verify", "true") == 0
+    last = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("s[._]*")}
+    assert last == again
+
+
+def test_drafts_of_killed_processes_are_swept_when_all_is_done(
+    predict: Run, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    for name, age in (("old", 9), ("new", -999)):
+        path = tmp_path / "out" / "deep" / f".draft-0123abcd-{name}_labels.tif"
+        path.write_text("half")
+        os.utime(path, (time.time() - age,) * 2)
+    (tmp_path / "out" / ".draft-mine").write_text("foreign")
+    assert predict() == 0
+    drafts = {path.name for path in (tmp_path / "out").rglob(".draft-*")}
+    assert drafts == {".draft-0123abcd-new_labels.tif", ".draft-mine"}
 
 
 def test_overwrite_starts_over(predict: Run, tmp_path: Path) -> None:
