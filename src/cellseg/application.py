@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -71,7 +72,10 @@ def run(
         logging.getLogger(name).setLevel(level)
     use_granted_cores()
     try:
-        return Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
+        code = Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
+        if dist.is_initialized():
+            dist.destroy_process_group()  # else its threads may abort a process that ends
+        return code
     except SIGTERMException:
         return STOPPED_BY_SIGTERM
     except MisconfigurationException as error:  # by flags that do not go together

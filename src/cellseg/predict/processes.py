@@ -27,24 +27,24 @@ class Processes:
 
     Launchers end all processes when one ends with an error, so the first one alone reports, when
     the others are done.
+
+    Attributes:
+        first: Whether this process speaks for all.
     """
 
     def __init__(self) -> None:
+        self.first = True
         self._reason = ""
         self._told = False
         self._store: Any = None
         self._group: Any = None
         self._others: Any = None
 
-    @property
-    def first(self) -> bool:
-        """Whether this process speaks for all."""
-        return not dist.is_initialized() or dist.get_rank() == 0
-
     def agree(self, make: Callable[[], T]) -> T:
         """What the first process makes, for all of them; where it fails, the others just end."""
         if not dist.is_initialized():
             return make()
+        self.first = dist.get_rank() == 0
         # Gloo notices a closed connection at once, which NCCL does not.
         self._group = dist.new_group(backend="gloo", timeout=FOREVER)
         self._store = dist.distributed_c10d._get_default_store()
@@ -95,12 +95,14 @@ class Processes:
             OutputError: A process has died.
         """
         reason = self.stopped()
-        if self._group is not None and not self.first:
-            try:
+        try:
+            if self._group is not None and not self.first:
                 dist.gather(torch.zeros(1), group=self._group)
-            except RuntimeError as error:
-                raise OutputError(DIED) from error
-        while self._others is not None and not self._others.is_completed():
-            time.sleep(0.05)  # a signal is heard only between two lines of Python
+            while self._others is not None and not self._others.is_completed():
+                time.sleep(0.05)  # a signal is heard only between two lines of Python
+                reason = self.stopped()
+        except RuntimeError as error:
+            raise OutputError(DIED) from error
+        if self._others is not None:
             reason = self.stopped()
-        return self.stopped() if self.first else reason
+        return reason
