@@ -19,7 +19,7 @@ from cellseg.data.images import (
     select_planes,
     to_rgb_planes,
 )
-from cellseg.data.readers import Array
+from cellseg.data.recording import Array
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode
 

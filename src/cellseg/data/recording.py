@@ -1,0 +1,138 @@
+"""An image file as it was recorded, whatever its format."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
+from typing import Any
+
+from numpy.typing import NDArray
+
+from cellseg.errors import InputError
+
+Array = NDArray[Any]
+File = BytesIO | BufferedReader
+
+# Pixels, over all planes, beyond which an image is not held whole, nor all of it looked at for its
+# intensities: the network alone takes 2 GB for so many at 16 channels.
+LARGE = 2**22
+COLOURS = ("red", "green", "blue")
+# A constant image compresses about 1,000 to 1; smaller ones do no harm at any ratio.
+BOMB_RATIO, BOMB_FLOOR = 1000, 256 * 2**20
+# In um; what lies outside is the resolution of a screen or printer: 72 dpi are 353 um.
+PIXEL_SIZES = (1e-3, 10.0)
+MICROMETRES = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An image file as it was recorded.
+
+    Attributes:
+        name: What errors call it.
+        pixels: (P, H, W, C): planes by rows by columns by channels; an array, or where that was
+            asked for `tiff.TiffWindows`.
+        planes: Number of each plane in the file; empty where it has one, or for a projection.
+        plane_axes: What the planes are, such as "TZ"; empty for a single plane.
+        plane_shape: How many of each there are, such as (5, 7); their product is P.
+        channels: Names: those in the file, else "0", "1" and so on.
+        colour: Whether the channels are red, green and blue of one picture.
+        pixel_size: Width of a pixel in um; None where the file does not tell.
+    """
+
+    name: str
+    pixels: Any
+    planes: tuple[int, ...]
+    plane_axes: str
+    plane_shape: tuple[int, ...]
+    channels: tuple[str, ...]
+    colour: bool
+    pixel_size: float | None
+
+
+def arrange(
+    name: str,
+    pixels: Array,
+    axes: str,
+    colour: bool,
+    names: Sequence[str | None] = (),
+    pixel_size: float | None = None,
+) -> Recording:
+    """Pixels of any axes as planes, rows, columns, channels (C and S; for colour only S)."""
+    if pixels.dtype.kind not in "buif":
+        raise InputError(f"{name}: pixels of type {pixels.dtype} are not supported")
+    if 0 in pixels.shape:
+        raise InputError(f"{name}: the image has no pixels")
+    of_channels = "S" if colour and "S" in axes else "CS"
+    channels = [i for i, axis in enumerate(axes) if axis in of_channels]
+    planes = [i for i, axis in enumerate(axes) if axis not in of_channels + "YX"]
+    count = math.prod(pixels.shape[i] for i in channels)
+    sizes = {i: pixels.shape[i] for i in planes}
+    height, width = (pixels.shape[axes.index(axis)] for axis in "YX")
+    pixels = pixels.transpose(*planes, axes.index("Y"), axes.index("X"), *channels)
+    pixels = pixels.reshape(-1, height, width, count)
+    colour = colour and count >= 3
+    if colour:
+        pixels, names = pixels[..., :3], COLOURS
+    elif len(names) != count:
+        names = [None] * count
+    return Recording(
+        name=name,
+        pixels=pixels,
+        planes=tuple(range(len(pixels))) if len(pixels) > 1 else (),
+        plane_axes="".join(axes[i] for i in sizes),
+        plane_shape=tuple(sizes.values()),
+        channels=tuple(channel or str(i) for i, channel in enumerate(names)),
+        colour=colour,
+        pixel_size=pixel_size,
+    )
+
+
+def check_claim(name: str, claim: int, file: File) -> None:
+    """Refuse pixels of so many bytes that neither the file nor the memory can hold them."""
+    check_ratio(name, claim, file)
+    check_memory(name, claim)
+
+
+def check_ratio(name: str, claim: int, file: File) -> None:
+    """Refuse what the header says is too large for the file, before anything is decoded.
+
+    Args:
+        name: For the error.
+        claim: Bytes of the pixels.
+        file: What they are to come from.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if claim > max(BOMB_FLOOR, BOMB_RATIO * size):
+        raise InputError(
+            f"{name}: its header claims {claim / 2**20:,.0f} MiB, over {BOMB_RATIO:,} times the "
+            "file's size; it is damaged or a decompression bomb"
+        )
+
+
+def check_memory(name: str, claim: int) -> None:
+    """Refuse pixels of so many bytes that the memory cannot hold them."""
+    if claim > memory_limit():
+        raise InputError(
+            f"{name}: {claim / 2**30:,.1f} GiB of pixels, over half of this machine's memory; "
+            "save it as a tiled TIFF, which is read part by part, or cut it up"
+        )
+
+
+def memory_limit() -> int:
+    """Bytes that the pixels of a file may take: half the machine's memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError):  # Windows
+        return 8 * 2**30
+
+
+def in_micrometres(size: float, unit: str) -> float | None:
+    """A pixel size that a microscope can have, in um; else None."""
+    for mu in ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}", r"\u00B5"):  # ImageJ escapes it
+        unit = unit.replace(mu, "u")
+    size *= MICROMETRES.get(unit.lower().removesuffix("s"), math.nan)
+    return size if PIXEL_SIZES[0] < size < PIXEL_SIZES[1] else None
