@@ -225,8 +225,12 @@ def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
         (2,) float64, low and high; both 0 where no pixel is finite.
     """
     step = sampling_step(image.shape[:-1])
-    values = image[..., ::step, ::step, :]
-    if image.dtype.kind == "f" and not np.isfinite(values).all():
+    return limits_of(image[..., ::step, ::step, :], percentiles)
+
+
+def limits_of(values: Array, percentiles: tuple[float, float]) -> Array:
+    """As `intensity_limits`, of all values."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
         values = values[np.isfinite(values)]
         if values.size == 0:
             return np.zeros(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cellseg.errors import InputError
 from cellseg.predict.formats import write_json
 from cellseg.predict.journal import Journal
-from cellseg.predict.results import FORMATS, Result, write_results
+from cellseg.predict.large import LargeResult
+from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
 from cellseg.predict.tables import write_tables
 
 log = logging.getLogger(__name__)
@@ -105,11 +106,14 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        def tick() -> None:
+            if trainer.received_sigterm:  # which Lightning ignores in predict
+                raise SIGTERMException
+
         if not batch["repeat"]:
-            self._write(batch, prediction)
+            self._write(batch, prediction, pl_module.decoding, tick)
         self._since = time.monotonic()
-        if trainer.received_sigterm:  # which Lightning ignores in predict
-            raise SIGTERMException
+        tick()
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The first process reads what the others have written.
@@ -141,7 +145,13 @@ class PredictionWriter(BasePredictionWriter):
         log.info("%s; see %s", said, self.dir / page)
         return int(totals["errors"])
 
-    def _write(self, batch: Mapping[str, Any], prediction: Mapping[str, Any]) -> None:
+    def _write(
+        self,
+        batch: Mapping[str, Any],
+        prediction: Mapping[str, Any],
+        decoding: Any,
+        tick: Callable[[], None],
+    ) -> None:
         assert self.dir is not None and self.journal is not None
         file = batch["file"]
         if batch["error"]:
@@ -149,27 +159,36 @@ class PredictionWriter(BasePredictionWriter):
             row = {"file": file, "status": "error", "seconds": seconds, "message": batch["error"]}
             self.journal.add_failure(file, row)
             return
-        result = Result(
+        about = About(
             file=file,
             stem=batch["stem"],
             planes=batch["planes"],
             axes=batch["axes"],
             shape=tuple(batch["shape"]),
-            labels=prediction["labels"],
-            probs=prediction["probs"],
-            image=batch["image"].permute(0, 2, 3, 1).cpu().numpy(),
-            pixels=batch["pixels"].cpu().numpy(),
             channels=batch["channels"],
             pixel_size=batch["pixel_size"],
             scale=prediction["scale"],
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
-        kept, written = write_results(result, self.dir, self.formats, self.expand)
+        outputs = Outputs(self.dir, about.stem)
+        if "large" in batch:
+            large = LargeResult(
+                about, batch["large"], prediction["maps"], decoding, self.journal.keep, tick
+            )
+            kept = large.write(outputs, self.formats, self.expand)
+        else:
+            result = Result(
+                labels=prediction["labels"],
+                probs=prediction["probs"],
+                image=batch["image"].permute(0, 2, 3, 1).cpu().numpy(),
+                pixels=batch["pixels"].cpu().numpy(),
+            )
+            kept = write_results(about, result, outputs, self.formats, self.expand)
         share = (time.monotonic() - self._since) / len(kept["rows"])
         kept["rows"] = [{**row, "seconds": f"{share:.3f}"} for row in kept["rows"]]
-        outputs = {name: (self.dir / name).stat().st_size for name in written}
+        sizes = {name: (self.dir / name).stat().st_size for name in outputs.written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
-        self.journal.add(file, {**facts, "settings": self._key, "outputs": outputs, **kept})
+        self.journal.add(file, {**facts, "settings": self._key, "outputs": sizes, **kept})
 
 
 def _adapted(prediction: Mapping[str, Any]) -> str:
