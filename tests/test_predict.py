@@ -26,7 +26,8 @@ from conftest import SHARED, cellseg, find_checkpoint
 Predict = Callable[..., tuple[int, Path]]
 
 OF_THE_RUN = {
-    "summary.csv", "objects.csv", "report.html", "run.json", ".cellseg/journal-0.jsonl",
+    "summary.csv", "objects.csv", "report.html", "run.json",
+    ".cellseg/journal-0.jsonl", ".cellseg/tables-0.txt",
 }  # fmt: skip
 
 

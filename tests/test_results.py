@@ -21,9 +21,12 @@ from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
 from cellseg.predict import formats
 from cellseg.predict.journal import Journal
+from cellseg.predict.tables import write_tables
 from conftest import cellseg
 
 Run = Callable[..., int]
+
+ROW = {"file": "a", "plane": "", "status": "ok", "nuclei": 1}
 
 
 @pytest.fixture
@@ -366,6 +369,53 @@ def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) ->
     assert list(journal.failures) == ["c"]
     assert journal.tells_of("c", "new")
     assert not journal.tells_of("b", "old")
+
+
+def test_a_table_is_put_together_of_the_parts_of_its_images(tmp_path: Path) -> None:
+    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": "", "rows": [ROW]}
+    parts = {
+        "a": ["file,plane,label,mean_1\na,,1,0.5\n", "file,plane,label,mean_1\na,,2,0.25\n"],
+        "b": ["file,plane,label,mean_ü\nb,,1,7\n"],
+        "c": [],
+    }
+    journals = {"a": Journal(tmp_path, "0"), "b": Journal(tmp_path, "1"), "c": Journal(tmp_path)}
+    for file, journal in journals.items():
+        journal.add(file, {**facts, "objects": [journal.keep(part) for part in parts[file]]})
+    write_tables(Journal(tmp_path), ["a", "b", "c"], {"table", "parquet"}, {})
+    assert (tmp_path / "objects.csv").read_text(encoding="utf-8") == (
+        "file,plane,label,mean_1,mean_ü\na,,1,0.5,\na,,2,0.25,\nb,,1,,7\n"
+    )
+    assert pyarrow.parquet.read_table(tmp_path / "objects.parquet").to_pydict() == {
+        "file": ["a", "a", "b"], "plane": [None] * 3, "label": [1, 2, 1],
+        "mean_1": [0.5, 0.25, None], "mean_ü": [None, None, 7],
+    }  # fmt: skip
+
+
+def test_what_is_kept_for_the_tables_does_not_slow_a_rerun_down(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    texts = ["x" * 1_000_000, "Zelle ü \udcff.png\n"]
+    places = json.loads(json.dumps([journal.keep(text) for text in texts]))
+    assert [journal.text(place) for place in places] == texts
+    journal.close()
+    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
+    journal.add("a", {**facts, "objects": places})
+    assert journal.path.stat().st_size < 1000
+
+
+def test_fault_17_an_image_whose_part_of_the_tables_is_lost_is_done_again(
+    predict: Run, tmp_path: Path
+) -> None:
+    for number in range(2):
+        save(tmp_path / "in" / f"{number}.png", number)
+    assert predict() == 0
+    clean = content(tmp_path / "out")
+    path = tmp_path / "out" / ".cellseg" / "tables-0.txt"
+    for rest in (path.read_bytes()[:-10], None):
+        path.write_bytes(rest) if rest else path.unlink()
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        shutil.copytree(tmp_path / "out", tmp_path / "copy")
+        assert predict("--output.dir", tmp_path / "copy") == 0
+        assert content(tmp_path / "copy") == clean
 
 
 def test_overwrite_starts_over(predict: Run, tmp_path: Path) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cellseg.data.folders import digest_of
 from cellseg.errors import OutputError
 
 FOLDER = ".cellseg"
+# Files that are held open to read from; a system may allow 1,024 in all.
+OPEN = 100
+
+# File, offset and length of something stored; in JSON a list.
+Place = Sequence[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A finished file, as far as it is kept in memory.
 
@@ -26,7 +31,8 @@ class Entry:
         sha256: Of the input.
         settings: Hash of what the results depend on besides.
         outputs: Written files, relative to the results folder, to their sizes in bytes.
-        place: Journal and offset of the whole entry.
+        kept: File and length that it must have for all that was kept of this one to be there.
+        place: Of the whole entry.
     """
 
     size: int
@@ -34,7 +40,8 @@ class Entry:
     sha256: str
     settings: str
     outputs: Mapping[str, int]
-    place: tuple[Path, int]
+    kept: tuple[str, int]
+    place: Place
 
 
 class Journal:
@@ -42,6 +49,8 @@ class Journal:
 
     Each process appends to a journal of its own, a line only once all files it tells of are in
     place; whatever happens, a line that is there whole is true. The newest line of a file counts.
+    What only the tables of the run need lies in a second file, which a rerun does not read: an
+    image may have a million nuclei.
 
     Args:
         dir: The results folder.
@@ -57,8 +66,11 @@ class Journal:
         self.path = dir / FOLDER / f"journal-{writer}.jsonl"
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
+        self._lengths: dict[str, int] = {}
+        self._open: dict[str, BinaryIO] = {}
         for path in sorted((dir / FOLDER).glob("journal-*.jsonl")):
             self._load(path)
 
@@ -88,6 +100,8 @@ class Journal:
                 return False
             if any((self.dir / n).stat().st_size != size for n, size in entry.outputs.items()):
                 return False
+            if self._length(entry.kept[0]) < entry.kept[1]:
+                return False
         except OSError:
             return False
         # A copy has a time of its own, and the same pixels.
@@ -105,13 +119,28 @@ class Journal:
         entry = self.entries.get(file)
         return file in self.failures or (entry is not None and entry.settings == settings)
 
+    def keep(self, text: str) -> Place:
+        """Store a text that only the tables of the run need; the file's entry takes the place."""
+        # A name on disk need not be valid Unicode.
+        place = self._write(self._kept[0], text.encode("utf-8", "surrogatepass"))
+        self._kept = (place[0], place[1] + place[2])
+        return place
+
+    def text(self, place: Place) -> str:
+        """What was kept at a place."""
+        return self._seek(place).read(place[2]).decode("utf-8", "surrogatepass")
+
+    def first_line(self, place: Place) -> str:
+        """The first line of what was kept at a place."""
+        return self._seek(place).readline().decode().rstrip("\n")
+
     def add(self, file: str, entry: Mapping[str, Any]) -> None:
         """Tell that a file is done; `entry` holds the fields of `Entry` and what else there is.
 
         What an earlier run wrote of it and this one did not is deleted, unless someone has
         changed it.
         """
-        self._replace({"file": file, **entry}, entry["outputs"])
+        self._replace({"file": file, **entry, "kept": self._kept}, entry["outputs"])
 
     def add_failure(self, file: str, row: Mapping[str, Any]) -> None:
         """Tell that a file could not be done; it is tried again by the next run.
@@ -131,11 +160,14 @@ class Journal:
 
     def read(self, file: str) -> dict[str, Any]:
         """The whole entry of a file."""
-        path, offset = self.entries[file].place
-        with path.open("rb") as lines:
-            lines.seek(offset)
-            entry: dict[str, Any] = json.loads(lines.readline())
+        place = self.entries[file].place
+        entry: dict[str, Any] = json.loads(self._seek(place).read(place[2]))
         return entry
+
+    def close(self) -> None:
+        """Close the files that reading has opened."""
+        while self._open:
+            self._open.popitem()[1].close()
 
     def reload(self) -> None:
         """Take in what other processes have finished."""
@@ -149,14 +181,16 @@ class Journal:
                 content = json.loads(line)
             except ValueError:  # cut off when the process was killed
                 continue
-            self._take(content, (path, offset))
+            self._take(content, (path.name, offset, len(line)))
 
-    def _take(self, content: Mapping[str, Any], place: tuple[Path, int]) -> None:
+    def _take(self, content: Mapping[str, Any], place: Place) -> None:
         if "values" in content:
             self._values[content["settings"]] = content["values"]
             return
         file = content.get("file") or content["failed"]
         if content["time"] < self._times.get(file, 0):
+            return
+        if "failed" not in content and "kept" not in content:  # of an earlier layout
             return
         self._times[file] = content["time"]
         self.entries.pop(file, None)
@@ -164,20 +198,39 @@ class Journal:
         if "failed" in content:
             self.failures[file] = content["row"]
         else:
-            names = ("size", "mtime", "sha256", "settings", "outputs")
+            names = ("size", "mtime", "sha256", "settings", "outputs", "kept")
             self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)
 
-    def _append(self, content: Mapping[str, Any]) -> tuple[Path, int]:
+    def _append(self, content: Mapping[str, Any]) -> Place:
+        # What a killed process began stays on a line of its own.
+        name, offset, length = self._write(self.path.name, b"\n" + json.dumps(content).encode())
+        return name, offset + 1, length - 1
+
+    def _write(self, name: str, content: bytes) -> Place:
+        path = self.path.with_name(name)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as lines:
-                # What a killed process began stays on a line of its own.
-                lines.write(b"\n")
-                offset = lines.tell()
-                lines.write(json.dumps(content).encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as end:
+                offset = end.tell()
+                end.write(content)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
-        return self.path, offset
+            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+        return name, offset, len(content)
+
+    def _length(self, name: str) -> int:
+        """Of a file of this folder, as it was when first asked for; no file becomes shorter."""
+        if name not in self._lengths:
+            self._lengths[name] = self.path.with_name(name).stat().st_size
+        return self._lengths[name]
+
+    def _seek(self, place: Place) -> BinaryIO:
+        name, offset, _ = place
+        if name not in self._open:
+            if len(self._open) == OPEN:
+                self.close()
+            self._open[name] = (self.dir / FOLDER / name).open("rb")
+        self._open[name].seek(offset)
+        return self._open[name]
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

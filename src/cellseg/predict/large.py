@@ -42,7 +42,6 @@ class LargeResult:
         image: Its windows, see `data.large.LargeImage`.
         maps: Gives the maps (C, h, w) of a plane, rows and columns.
         decoding: How they become nuclei.
-        keep: Puts a part of the table aside and gives its place.
         tick: Called before each tile; what it raises ends the work.
     """
 
@@ -52,14 +51,12 @@ class LargeResult:
         image: Any,
         maps: Callable[[int, slice, slice], NDArray[np.float32]],
         decoding: Decoding,
-        keep: Callable[[str], Any],
         tick: Callable[[], None],
     ) -> None:
         self.about = about
         self.image = image
         self.maps = maps
         self.decoding = decoding
-        self.keep = keep
         self.tick = tick
         self.shape: tuple[int, int, int] = image.shape
         # The overlay shows one pixel of so many a side: a power of 2, since tiles are multiples.
@@ -71,10 +68,7 @@ class LargeResult:
         self._picture = np.zeros((1, 1, 3), np.uint8)  # of the plane with the most nuclei
 
     def write(self, outputs: Outputs, formats: Collection[str], expand: float) -> dict[str, Any]:
-        """As `results.write_results`, with the places of the table's parts as `objects`.
-
-        The formats of outlines are left out beyond `LARGEST_OUTLINED`, with a note.
-        """
+        """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED`."""
         shape = (*self.about.shape, *self.shape[1:])
         outlining = bool(OUTLINES & set(formats)) and math.prod(shape) <= LARGEST_OUTLINED
         whole = np.zeros(self.shape, np.uint32) if outlining else None
@@ -83,7 +77,7 @@ class LargeResult:
             if "probs" in formats:
                 on_disk = probs_on_disk(outputs.path("_probs.tif"), shape)
                 probs = files.enter_context(on_disk).reshape(self.shape)
-            strips = self._strips(set(formats), expand, probs, whole)
+            strips = self._strips(outputs, set(formats), expand, probs, whole)
             if "labels" in formats:
                 path = outputs.path("_labels.tif")
                 write_label_strips(path, strips, shape, self.about.axes, self.about.pixel_size)
@@ -102,6 +96,7 @@ class LargeResult:
 
     def _strips(
         self,
+        outputs: Outputs,
         formats: set[str],
         expand: float,
         probs: NDArray[np.uint8] | None,
@@ -110,6 +105,7 @@ class LargeResult:
         """The labels of all planes from top to bottom, (h, W) at a time.
 
         Args:
+            outputs: Where the tables go.
             formats: What is asked for.
             expand: See `measure`.
             probs: (P, H, W), to be filled.
@@ -131,7 +127,8 @@ class LargeResult:
                     self._columns.append(columns)
                 if piece.count and {"table", "parquet"} & formats:
                     names = [self.about.plane_names[plane]] * piece.count
-                    self._tables.append(self.keep(table_text(self.about.file, names, columns)))
+                    text = table_text(self.about.file, names, columns)
+                    self._tables.append(outputs.keep(text))
 
             picture = np.zeros((height // self._step, width // self._step, 3), np.uint8)
             maps = self._maps_of(plane, progress)

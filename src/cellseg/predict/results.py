@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain
@@ -83,15 +83,21 @@ class Result:
 
 
 class Outputs:
-    """The files of an image in the results folder, as far as they are written.
+    """Where the results of an image go.
+
+    Args:
+        dir: The results folder.
+        stem: What its files are called.
+        keep: Puts aside what the tables of the run need, and gives its place.
 
     Attributes:
-        written: Their names, relative to the folder.
+        written: Names of the files, relative to the folder.
     """
 
-    def __init__(self, dir: Path, stem: str) -> None:
+    def __init__(self, dir: Path, stem: str, keep: Callable[[str], Any]) -> None:
         self.dir = dir
         self.stem = stem
+        self.keep = keep
         self.written: list[str] = []
 
     def path(self, ending: str) -> Path:
@@ -113,9 +119,10 @@ def write_results(
         expand: Width of the ring that is measured around each nucleus.
 
     Returns:
-        What the journal keeps for the tables of the run: `rows` of the summary, `objects` as
-        CSV with a header, `rle` without, `overlay`, its name, `thumbnail` in base 64, and
-        `diameters`, how many nuclei there are of each whole number of px.
+        What the journal keeps for the tables of the run: `rows` of the summary; `diameters`, how
+        many nuclei there are of each whole number of px; the name of the `overlay`; and where it
+        keeps the parts of `objects` as CSV, each with a header, those of `rle` without, and the
+        `thumbnail` in base 64.
     """
 
     def shaped(planes: Array) -> Array:  # as the file has them
@@ -142,9 +149,8 @@ def write_results(
         columns = _measurements(about, result, expand)
     if {"table", "parquet"} & set(formats):
         names = zip(about.plane_names, map(len, areas), strict=True)
-        kept["objects"] = table_text(
-            about.file, list(chain.from_iterable([name] * count for name, count in names)), columns
-        )
+        planes = list(chain.from_iterable([name] * count for name, count in names))
+        kept["objects"] = [outputs.keep(table_text(about.file, planes, columns))]
     flat = result.labels if about.planes else result.labels[0]
     return kept | write_outlines(about, flat, columns, outputs, formats)
 
@@ -158,7 +164,7 @@ def write_picture(
         write_overlay(outputs.path("_overlay.png"), picture)
         kept["overlay"] = outputs.written[-1]
     if "report" in formats:
-        kept["thumbnail"] = base64.b64encode(thumbnail(picture)).decode()
+        kept["thumbnail"] = outputs.keep(base64.b64encode(thumbnail(picture)).decode())
     return kept
 
 
@@ -192,7 +198,7 @@ def write_outlines(
     lines = StringIO()
     table = csv.DictWriter(lines, outlines.RLE_COLUMNS, lineterminator="\n")
     table.writerows(outlines.rle_rows(about.stem, labels))
-    return {"rle": lines.getvalue()}
+    return {"rle": [outputs.keep(lines.getvalue())]}
 
 
 def summary_row(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import csv
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cellseg.predict.formats import draft, write_csv
-from cellseg.predict.journal import Journal
+from cellseg.predict.journal import Journal, Place
 
 log = logging.getLogger(__name__)
 
@@ -47,67 +49,114 @@ def write_tables(
         `images`, `errors`, and `nuclei`, or with stacks among the images `planes` in its place,
         since a nucleus is in many planes.
     """
-    done = [file for file in files if file in journal.entries]
-    failed = [file for file in files if file in journal.failures]
-    counts: Counter[str] = Counter()
-    write_csv(journal.dir / "summary.csv", _summary(journal, files, counts), SUMMARY)
-    totals = {"images": len(done) + len(failed), "errors": len(failed)}
-    totals |= {"planes": counts["planes"]} if counts["stacks"] else {"nuclei": counts["nuclei"]}
-    if "table" in formats:
-        count = _write_objects(journal.dir / "objects.csv", *_objects(journal, done))
-        if count >= SPREADSHEET:
-            log.warning(
-                "objects.csv has %s rows, more than a spreadsheet shows (%s); "
-                "--output.formats parquet is made for that",
-                f"{count:,}", f"{SPREADSHEET:,}",
-            )  # fmt: skip
-    if "parquet" in formats:
-        _write_parquet(journal.dir / "objects.parquet", *_objects(journal, done))
-    if "rle" in formats:
-        from cellseg.predict.outlines import RLE_COLUMNS
+    found = _Found(report="report" in formats)
+    with closing(journal):
+        write_csv(journal.dir / "summary.csv", _summary(journal, files, found), SUMMARY)
+        totals = {"images": found.images, "errors": found.errors}
+        totals |= {"planes": found.planes} if found.stacks else {"nuclei": found.nuclei}
+        columns = _columns(journal, found.objects)
+        if "table" in formats:
+            count = _write_objects(
+                journal.dir / "objects.csv", columns, _objects(journal, found.objects, columns)
+            )
+            if count >= SPREADSHEET:
+                log.warning(
+                    "objects.csv has %s rows, more than a spreadsheet shows (%s); "
+                    "--output.formats parquet is made for that",
+                    f"{count:,}", f"{SPREADSHEET:,}",
+                )  # fmt: skip
+        if "parquet" in formats:
+            _write_parquet(
+                journal.dir / "objects.parquet", columns, _objects(journal, found.objects, columns)
+            )
+        if "rle" in formats:
+            from cellseg.predict.outlines import RLE_COLUMNS
 
-        texts = (journal.read(file)["rle"] for file in done)
-        _write_objects(journal.dir / "rle.csv", RLE_COLUMNS, texts)
+            _write_objects(journal.dir / "rle.csv", RLE_COLUMNS, map(journal.text, found.rle))
     if "report" in formats:
-        _write_report(journal, files, {**run, **totals})
+        from cellseg.predict.page import write_page
+
+        page = journal.dir / "report.html"
+        write_page(page, {**run, **totals}, found.rows, found.diameters, SHOWN)
     return totals
 
 
-def _summary(
-    journal: Journal, files: Iterable[str], counts: Counter[str]
-) -> Iterator[dict[str, Any]]:
+@dataclass
+class _Found:
+    """What one pass over the entries finds.
+
+    Attributes:
+        report: Whether `rows` and `diameters` are wanted.
+        objects: Where the parts of the table of nuclei are.
+        rle: The same of run lengths.
+        rows: Of the report, see `page.write_page`.
+        diameters: As there.
+    """
+
+    report: bool
+    images: int = 0
+    errors: int = 0
+    planes: int = 0
+    stacks: int = 0
+    nuclei: int = 0
+    objects: list[Place] = field(default_factory=list)
+    rle: list[Place] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    diameters: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+
+
+def _summary(journal: Journal, files: Iterable[str], found: _Found) -> Iterator[dict[str, Any]]:
+    """The rows of the summary; what else their entries hold goes into `found` on the way."""
     for file in files:
         if file in journal.failures:
+            found.images += 1
+            found.errors += 1
+            if found.report:
+                found.rows.append(journal.failures[file])
             yield journal.failures[file]
         elif file in journal.entries:
-            rows = journal.read(file)["rows"]
-            counts["planes"] += len(rows)
-            counts["stacks"] += rows[0]["plane"] != ""
-            counts["nuclei"] += sum(row["nuclei"] for row in rows)
+            entry = journal.read(file)
+            rows = entry["rows"]
+            found.images += 1
+            found.planes += len(rows)
+            found.stacks += rows[0]["plane"] != ""
+            found.nuclei += sum(row["nuclei"] for row in rows)
+            found.objects += entry.get("objects", ())
+            found.rle += entry.get("rle", ())
+            if found.report:
+                _report(journal, entry, found)
             yield from rows
 
 
-def _objects(journal: Journal, done: Collection[str]) -> tuple[list[str], Iterator[str]]:
-    """The columns of all nuclei, and their rows as CSV without a header, file by file.
+def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
+    counts = np.array(entry["diameters"], np.int64)
+    found.diameters = np.pad(found.diameters, (0, max(0, len(counts) - len(found.diameters))))
+    found.diameters[: len(counts)] += counts
+    shown = len(found.rows) - found.errors < SHOWN
+    picture = base64.b64decode(journal.text(entry["thumbnail"])) if shown else b""
+    extra = {"overlay": entry.get("overlay", ""), "thumbnail": picture}
+    found.rows += [{**row, **extra} for row in entry["rows"]]
 
-    Images of different channels have different columns; what a row lacks is empty.
-    """
-    headers = dict.fromkeys(journal.read(file)["objects"].partition("\n")[0] for file in done)
-    names = [name for header in headers for name in header.split(",")]
-    columns = list(dict.fromkeys(names)) or ["file", "plane", "label"]  # where no image was done
 
-    def texts() -> Iterator[str]:
-        for file in done:
-            content = journal.read(file)["objects"]
-            if len(headers) == 1:
-                yield content.partition("\n")[2]
-                continue
-            lines = StringIO()
-            table = csv.DictWriter(lines, columns, restval="", lineterminator="\n")
-            table.writerows(csv.DictReader(StringIO(content)))
-            yield lines.getvalue()
+def _columns(journal: Journal, parts: Iterable[Place]) -> list[str]:
+    """The columns of all nuclei: images of different channels have different ones."""
+    headers = dict.fromkeys(journal.first_line(part) for part in parts)
+    columns = dict.fromkeys(name for header in headers for name in header.split(","))
+    return list(columns) or ["file", "plane", "label"]  # where no image was done
 
-    return columns, texts()
+
+def _objects(journal: Journal, parts: Iterable[Place], columns: Sequence[str]) -> Iterator[str]:
+    """The rows of all nuclei as CSV without a header, part by part; what a row lacks is empty."""
+    for part in parts:
+        content = journal.text(part)
+        header, _, rows = content.partition("\n")
+        if header == ",".join(columns):
+            yield rows
+            continue
+        lines = StringIO()
+        table = csv.DictWriter(lines, columns, restval="", lineterminator="\n")
+        table.writerows(csv.DictReader(StringIO(content)))
+        yield lines.getvalue()
 
 
 def _write_objects(path: Path, columns: Sequence[str], texts: Iterable[str]) -> int:
@@ -151,26 +200,3 @@ def _chunks(texts: Iterable[str], size: int) -> Iterator[str]:
             chunk = StringIO()
     if chunk.tell():
         yield chunk.getvalue()
-
-
-def _write_report(journal: Journal, files: Collection[str], run: Mapping[str, Any]) -> None:
-    from cellseg.predict.page import write_page
-
-    rows: list[dict[str, Any]] = []
-    diameters = np.zeros(1, np.int64)
-    shown = 0
-    for file in files:
-        if file in journal.failures:
-            rows.append(journal.failures[file])
-            continue
-        if file not in journal.entries:
-            continue
-        entry = journal.read(file)
-        counts = np.array(entry["diameters"], np.int64)
-        diameters = np.pad(diameters, (0, max(0, len(counts) - len(diameters))))
-        diameters[: len(counts)] += counts
-        picture = base64.b64decode(entry["thumbnail"]) if shown < SHOWN else b""
-        shown += len(entry["rows"])
-        extra = {"overlay": entry.get("overlay", ""), "thumbnail": picture}
-        rows += [{**row, **extra} for row in entry["rows"]]
-    write_page(journal.dir / "report.html", run, rows, diameters, SHOWN)

@@ -170,11 +170,9 @@ class PredictionWriter(BasePredictionWriter):
             scale=prediction["scale"],
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
-        outputs = Outputs(self.dir, about.stem)
+        outputs = Outputs(self.dir, about.stem, self.journal.keep)
         if "large" in batch:
-            large = LargeResult(
-                about, batch["large"], prediction["maps"], decoding, self.journal.keep, tick
-            )
+            large = LargeResult(about, batch["large"], prediction["maps"], decoding, tick)
             kept = large.write(outputs, self.formats, self.expand)
         else:
             result = Result(
