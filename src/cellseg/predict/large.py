@@ -81,9 +81,8 @@ class LargeResult:
             if "labels" in formats:
                 path = outputs.path("_labels.tif")
                 write_label_strips(path, strips, shape, self.about.axes, self.about.pixel_size)
-            else:
-                for _ in strips:
-                    pass
+            for _ in strips:  # all where no labels are written; else what comes after the last
+                pass
         kept: dict[str, Any] = {"rows": self._rows, "diameters": diameter_counts(self._areas)}
         kept |= {"objects": self._tables} if {"table", "parquet"} & set(formats) else {}
         kept |= write_picture(self._picture, outputs, formats)
