@@ -173,7 +173,12 @@ class SegmentationTask(pl.LightningModule):
         seen, found = self._see(sample, batch["invert"], batch["diameter"])
         facts = {"scale": seen.factor, "diameter": seen.diameter, "inverted": seen.inverted}
         if large is not None:
-            return {"maps": partial(self._maps, large, seen), **facts}
+            device = self.device.type
+            # Called later, the network computes as precisely as it does now.
+            precision = torch.autocast(
+                device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+            )
+            return {"maps": partial(self._maps, large, seen, precision), **facts}
         planes = [
             found if place == middle else self.segment(seen.apply(plane[None]), seen.factor)
             for place, plane in enumerate(image)
@@ -208,13 +213,24 @@ class SegmentationTask(pl.LightningModule):
         return Seen(factor, diameter, inverted), found
 
     def _maps(
-        self, large: Any, seen: Seen, plane: int, rows: slice, columns: slice
+        self,
+        large: Any,
+        seen: Seen,
+        precision: torch.autocast,
+        plane: int,
+        rows: slice,
+        columns: slice,
     ) -> NDArray[np.float32]:
         """Probabilities (out_channels, h, w) of a window of a large image."""
-        image = seen.apply(large.image(plane, rows, columns)[None].to(self.device))
-        with self.trainer.precision_plugin.predict_step_context():
+        image = seen.apply(self._window(large, plane, rows, columns))
+        with torch.inference_mode(), precision:
             probs = self.probs(rescale(image, seen.factor))
         return probs if seen.factor == 1 else resize_maps(probs, image.shape[-2:])
+
+    def _window(self, large: Any, plane: int, rows: slice, columns: slice) -> Tensor:
+        """A window (1, 3, h, w) of a large image, where and in the type that the network has."""
+        image: Tensor = large.image(plane, rows, columns)[None]
+        return image.to(self.net.head.weight)
 
     def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
         """The nuclei of one plane.

@@ -18,7 +18,8 @@ from cellseg.data.images import (
     sampling_step,
     three,
 )
-from cellseg.data.recording import Array, Recording
+from cellseg.data.recording import COLOURS, Array, Recording
+from cellseg.data.tiff import TiffWindows
 
 # Side in px of the windows that are read to look at the whole.
 WINDOW = 1024
@@ -58,8 +59,17 @@ class LargeImage:
         self.planes = recording.planes if whole else () if plane == "max" else places
         self.axes, self.sizes = (recording.plane_axes, recording.plane_shape) if whole else ("", ())
         self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
-        self._look(percentiles)
+        try:
+            self._look(percentiles)
+        finally:
+            self.close()
         self.note = "; ".join(filter(None, [note, left_out(self._bad)]))
+
+    @classmethod
+    def of_array(cls, pixels: Array, percentiles: tuple[float, float]) -> LargeImage:
+        """A picture (H, W, 3)."""
+        recording = Recording("", pixels[None], (), "", (), COLOURS, True, None)
+        return cls(recording, "all", None, percentiles)
 
     def recorded(self, plane: int, rows: slice, columns: slice) -> Array:
         """A window (h, w, C) of all channels."""
@@ -71,6 +81,11 @@ class LargeImage:
         pixels = three(self.recorded(plane, rows, columns)[..., self._channels])
         image = normalise(pixels, self._limits)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    def close(self) -> None:
+        """Close the file for now."""
+        if isinstance(self._pixels, TiffWindows):
+            self._pixels.close()
 
     def _look(self, percentiles: tuple[float, float]) -> None:
         """Find the limits of the intensities and the sample in one pass over the pixels."""

@@ -18,6 +18,7 @@ from cellseg.data.recording import (
     check_claim,
     in_micrometres,
     memory_limit,
+    unreadable,
 )
 from cellseg.data.tiff import read_tiff
 from cellseg.errors import InputError
@@ -61,8 +62,7 @@ def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Re
         except UnidentifiedImageError as error:
             raise InputError(f"{name}: not an image, or damaged at its start") from error
         except Exception as error:  # each decoder has exceptions of its own for damage
-            cause = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{name}: cannot be read: {cause}") from error
+            raise unreadable(name, error) from error
 
 
 def _read_other(file: File, name: str) -> Recording:

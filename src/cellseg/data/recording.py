@@ -130,6 +130,12 @@ def memory_limit() -> int:
         return 8 * 2**30
 
 
+def unreadable(name: str, error: Exception) -> InputError:
+    """What to raise where a decoder has failed."""
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{name}: cannot be read: {cause}")
+
+
 def in_micrometres(size: float, unit: str) -> float | None:
     """A pixel size that a microscope can have, in um; else None."""
     for mu in ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}", r"\u00B5"):  # ImageJ escapes it

@@ -24,6 +24,7 @@ from cellseg.data.recording import (
     check_memory,
     check_ratio,
     in_micrometres,
+    unreadable,
 )
 from cellseg.errors import InputError
 
@@ -94,6 +95,14 @@ class TiffWindows:
         return {**self.__dict__, "_opened": None}
 
     def __getitem__(self, place: tuple[int, slice, slice]) -> Array:
+        try:
+            return self._read(*place)
+        except InputError:
+            raise
+        except Exception as error:  # each decoder has exceptions of its own for damage
+            raise unreadable(self._name, error) from error
+
+    def _read(self, plane: int, rows: slice, columns: slice) -> Array:
         import tifffile
 
         if self._opened is None:
@@ -101,7 +110,6 @@ class TiffWindows:
             series = _single_image(tiff, self._name)
             self._opened = (tiff, series, _lazily(series))
         _, series, pixels = self._opened
-        plane, rows, columns = place
         numbers = iter(np.unravel_index(plane, self._sizes) if self._sizes else ())
         where: list[slice] = []
         for axis in series.axes:
@@ -113,6 +121,12 @@ class TiffWindows:
         window = np.asarray(pixels[tuple(where)])
         window, axes, colour = _converted(window, series.axes, series.keyframe)
         return np.asarray(arrange(self._name, window, axes, colour).pixels[0])
+
+    def close(self) -> None:
+        """Close the file; it is opened again where a window is asked for."""
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
 
 
 def _lazily(series: Any) -> Any:

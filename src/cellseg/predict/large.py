@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from cellseg.instances import Decoding
 from cellseg.predict.formats import outlined, probs_on_disk, to_bytes, write_label_strips
 from cellseg.predict.measure import measure
 from cellseg.predict.results import (
+    FORMATS,
     SIDE,
     About,
     Outputs,
@@ -25,7 +27,7 @@ from cellseg.predict.results import (
     write_outlines,
     write_picture,
 )
-from cellseg.predict.tiles import MARGIN, TILE, Maps, Piece, stitch, with_halo
+from cellseg.predict.tiles import TILE, Maps, Piece, margin_for, stitch, with_halo
 
 Array = NDArray[Any]
 
@@ -70,9 +72,14 @@ class LargeResult:
     def write(self, outputs: Outputs, formats: Collection[str], expand: float) -> dict[str, Any]:
         """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED`."""
         shape = (*self.about.shape, *self.shape[1:])
-        outlining = bool(OUTLINES & set(formats)) and math.prod(shape) <= LARGEST_OUTLINED
+        outlines = [name for name in FORMATS if name in OUTLINES and name in formats]
+        outlining = bool(outlines) and math.prod(shape) <= LARGEST_OUTLINED
+        if outlines and not outlining:
+            note = f"{', '.join(outlines)} left out: more than {LARGEST_OUTLINED:,} px"
+            self.about = replace(self.about, note="; ".join(filter(None, [self.about.note, note])))
         whole = np.zeros(self.shape, np.uint32) if outlining else None
         with ExitStack() as files:
+            files.callback(self.image.close)
             probs = None
             if "probs" in formats:
                 on_disk = probs_on_disk(outputs.path("_probs.tif"), shape)
@@ -111,7 +118,7 @@ class LargeResult:
             whole: (P, H, W), to be filled with the labels.
         """
         planes, height, width = self.shape
-        margin = round(MARGIN / min(1, self.about.scale))
+        margin = margin_for(self.about.scale)
         tiles = planes * math.ceil(height / TILE) * math.ceil(width / TILE)
         progress = tqdm(
             total=tiles, desc=self.about.file, unit="tile", leave=False, disable=None, position=1

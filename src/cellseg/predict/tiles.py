@@ -21,7 +21,7 @@ STEP = 16
 TILE = 1024
 # The maps of a pixel depend on the image up to 107 px away, in a U-Net of depth 4.
 HALO = 112
-# How far a nucleus may reach out of the tile that finds it, in px.
+# How far a nucleus may reach out of the tile that finds it, in px of what the network sees.
 MARGIN = 128
 
 
@@ -62,7 +62,7 @@ def stitch(
         shape: (H, W) of the plane.
         maps: Gives the maps (C, h, w) of some rows and columns.
         decoding: How they become nuclei.
-        margin: How far nuclei may reach out of a tile, in px.
+        margin: From `margin_for`.
         found: Called with each tile's nuclei.
 
     Yields:
@@ -101,8 +101,17 @@ def stitch(
             taken[own > 0] = own[own > 0] + np.uint32(count)
             count += number
         done = (height if end == height else end - margin) - top
-        yield labels[:done], probs[0, :done]
+        if done:
+            yield labels[:done], probs[0, :done]
         probs, labels, top = probs[:, done:], labels[done:], top + done
+
+
+def margin_for(scale: float) -> int:
+    """How far nuclei may reach out of a tile, in px, where the network sees them enlarged.
+
+    Not farther than the next tile, which is the last one that is known then.
+    """
+    return min(TILE, round(MARGIN / min(1, scale)))
 
 
 def _strips(shape: tuple[int, int], maps: Maps, top: int) -> Iterator[NDArray[np.float32]]:
