@@ -66,19 +66,17 @@ def stitch(
         found: Called with each tile's nuclei.
 
     Yields:
-        Labels (h, W) from 1, and foreground probabilities (h, W).
+        Labels (h, W) from 1, and foreground probabilities (h, W); changed afterwards.
     """
     height, width = shape
     # What later tiles need and may still change, from the row `top` on.
     top, count = 0, 0
-    probs = np.concatenate(list(_strips(shape, maps, 0)), axis=2)
-    labels = np.zeros(probs.shape[1:], np.uint32)
+    labels = np.zeros((min(margin + 2 * TILE, height), width), np.uint32)
+    probs = _below(labels.shape, None, 0, maps, slice(0, min(TILE, height)))
     for start in range(0, height, TILE):
         end = min(start + TILE, height)
         if end < height:
-            below = np.concatenate(list(_strips(shape, maps, end)), axis=2)
-            probs = np.concatenate([probs, below], axis=1)
-            labels = np.concatenate([labels, np.zeros(below.shape[1:], np.uint32)])
+            _below(labels.shape, probs, end - top, maps, slice(end, min(end + TILE, height)))
         rows = slice(max(start - margin, 0), min(end + margin, height))
         held = slice(rows.start - top, rows.stop - top)
         for left in range(0, width, TILE):
@@ -103,7 +101,11 @@ def stitch(
         done = (height if end == height else end - margin) - top
         if done:
             yield labels[:done], probs[0, :done]
-        probs, labels, top = probs[:, done:], labels[done:], top + done
+        for held_rows in (*probs, labels):
+            for row in range(len(labels) - done):  # in place: all of them at once are large
+                held_rows[row] = held_rows[row + done]
+        labels[len(labels) - done :] = 0
+        top += done
 
 
 def margin_for(scale: float) -> int:
@@ -114,11 +116,30 @@ def margin_for(scale: float) -> int:
     return min(TILE, round(MARGIN / min(1, scale)))
 
 
-def _strips(shape: tuple[int, int], maps: Maps, top: int) -> Iterator[NDArray[np.float32]]:
-    """The maps of a row of tiles, one by one."""
-    height, width = shape
-    for left in range(0, width, TILE):
-        yield maps(slice(top, min(top + TILE, height)), slice(left, min(left + TILE, width)))
+def _below(
+    shape: tuple[int, int],
+    held: NDArray[np.float32] | None,
+    top: int,
+    maps: Maps,
+    rows: slice,
+) -> NDArray[np.float32]:
+    """Put the maps of a row of tiles below those that are held.
+
+    Args:
+        shape: (h, W) of what can be held.
+        held: (C, h, W); made where there is none yet.
+        top: Where they go.
+        maps: See `stitch`.
+        rows: Theirs in the plane.
+    """
+    for left in range(0, shape[1], TILE):
+        columns = slice(left, min(left + TILE, shape[1]))
+        tile = maps(rows, columns)
+        if held is None:
+            held = np.zeros((len(tile), *shape), np.float32)
+        held[:, top : top + tile.shape[1], columns] = tile
+    assert held is not None
+    return held
 
 
 def _own(
