@@ -1,8 +1,8 @@
 """Time and memory of `predict` on generated images of any size.
 
-    python benchmarks/large.py OUT [SIDE ...]
+    python benchmarks/large.py OUT [SIDE ...] [--FLAG VALUE ...]
 
-Each image is a tiled grey TIFF with a nucleus in every 20 x 20 px. Printed are the time, what it
+The flags are those of `predict`. Each image is a tiled grey TIFF with a nucleus in every 20 x 20 px. Printed are the time, what it
 would be if it grew with the area from the smallest image on, and the peak of anonymous and shared
 memory over all processes above that of a predict of a tiny image. Linux only.
 """
@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,19 @@ def predict(source: Path, out: Path, *flags: str) -> tuple[float, int, dict[str,
         return seconds, peak, next(csv.DictReader(lines))
 
 
-def run(out: Path, sides: tuple[int, ...]) -> None:
+def run(out: Path, sides: Sequence[int], flags: Sequence[str]) -> None:
     """Write, predict and print."""
     out.mkdir(parents=True, exist_ok=True)
     write(out / "64.tif", 64)
-    _, start, _ = predict(out / "64.tif", out / "64", "--output.overwrite", "true")
+    flags = ("--output.overwrite", "true", *flags)
+    _, start, _ = predict(out / "64.tif", out / "64", *flags)
     table = ["| side | nuclei | seconds | by area | GiB above start |", "|" + "--:|" * 5]
     rate = 0.0
     for side in sides:
         path = out / f"{side}.tif"
         if not path.exists():
             write(path, side)
-        _, peak, row = predict(path, out / str(side), "--output.overwrite", "true")
+        _, peak, row = predict(path, out / str(side), *flags)
         seconds = float(row["seconds"])
         rate = rate or seconds / side**2
         above = (peak - start) / 2**30
@@ -111,4 +112,5 @@ def run(out: Path, sides: tuple[int, ...]) -> None:
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), tuple(map(int, sys.argv[2:])) or SIDES)
+    sides = [int(argument) for argument in sys.argv[2:] if argument.isdigit()]
+    run(Path(sys.argv[1]), sides or SIDES, sys.argv[2 + len(sides) :])

@@ -29,12 +29,16 @@ def stitched(
     maps: NDArray[np.float32], decoding: Decoding, margin: int = 64
 ) -> tuple[Labels, list[Piece]]:
     pieces: list[Piece] = []
+
+    def take(piece: Piece) -> None:
+        pieces.append(replace(piece, probs=piece.probs.copy()))
+
     strips = stitch(
         maps.shape[1:],
         lambda rows, columns: maps[:, rows, columns],
         decoding,
         margin,
-        pieces.append,
+        take,
     )
     labels, probs = zip(*((a.copy(), b.copy()) for a, b in strips), strict=True)
     np.testing.assert_array_equal(np.concatenate(probs), maps[0])
