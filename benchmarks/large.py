@@ -2,9 +2,10 @@
 
     python benchmarks/large.py OUT [SIDE ...] [--FLAG VALUE ...]
 
-The flags are those of `predict`. Each image is a tiled grey TIFF with a nucleus in every 20 x 20 px. Printed are the time, what it
-would be if it grew with the area from the smallest image on, and the peak of anonymous and shared
-memory over all processes above that of a predict of a tiny image. Linux only.
+The flags are those of `predict`. Each image is a tiled grey TIFF with a nucleus in every
+20 x 20 px. Printed are the time, what it would be if it grew with the area from the smallest image
+on, and the peak of anonymous and shared memory over all processes above that of a predict of a tiny
+image. Linux only.
 """
 
 from __future__ import annotations

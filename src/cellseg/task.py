@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -123,12 +124,15 @@ class SegmentationTask(pl.LightningModule):
         # Not hyper-parameters: they are tuned when training ends.
         self.decoding = Decoding()
         self.diameter = DIAMETER  # of the nuclei it was trained on
+        # Outside of training another runtime may compute the network, see `runtime`.
+        self.levels: Callable[[Tensor], Tensor] | None = None
         if weights:
             self._start_from(weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
-        logits: Tensor = self.net(image.contiguous(memory_format=torch.channels_last))
+        image = image.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.net(image, self.levels if image.is_cpu else None)
         return logits
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:

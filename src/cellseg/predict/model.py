@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.checkpoint import ARCHITECTURE, read, resolve
+from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import to_input
 from cellseg.data.images import to_rgb
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import LARGE
 from cellseg.predict.tiles import margin_for, stitch, with_halo
+from cellseg.runtime import Name, choose, compile_levels
 from cellseg.task import SegmentationTask
 
 
@@ -23,18 +25,21 @@ class Model:
 
     Args:
         model: The name of a model that comes with the package, or a checkpoint.
+        runtime: See `runtime.HELP`.
 
     Attributes:
         task: The network with its decoding, `task.decoding`. Moved to a GPU by `task.cuda()`,
             it predicts there.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, runtime: Name = "auto") -> None:
         stored = read(resolve(model))
         architecture = {key.removeprefix("model."): stored.settings[key] for key in ARCHITECTURE}
         self.task = SegmentationTask(**architecture, weights=model).eval()
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
+        if choose(runtime, single_precision_on_cpu=True) == "openvino":
+            self.task.levels = compile_levels(self.task.net, default_cache_dir())
 
     def predict(
         self,
