@@ -237,8 +237,8 @@ class Application(LightningCLI):
                     version = log_dir.name
             # Lightning's own choice of logger also draws a metric that is always -1.
             kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
-        callbacks = [*(kwargs.pop("callbacks", None) or []), *more]
-        return super().instantiate_trainer(**kwargs, callbacks=callbacks)
+        own = self._get(self.config_init, "trainer").callbacks or []
+        return super().instantiate_trainer(**kwargs, callbacks=[*own, *more])
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
