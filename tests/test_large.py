@@ -21,6 +21,7 @@ from cellseg.data.synthetic import generate
 from cellseg.data.tiff import TiffWindows
 from cellseg.errors import InputError
 from cellseg.predict import large, model, tiles
+from cellseg.predict.processes import SIGTERM, Processes
 from conftest import cellseg, find_checkpoint
 
 Array = NDArray[Any]
@@ -316,6 +317,23 @@ def test_fault_2_a_large_image_with_a_damaged_tile_is_an_error_row(
     assert row["status"] == "error"
     assert "a.tif: cannot be read" in row["message"]
     assert not list((tmp_path / "out").glob("*.tif"))
+
+
+@pytest.mark.usefixtures("small")
+def test_fault_19_a_large_image_is_left_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64), compression="zlib")
+    tiles_done = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(Processes, "stopped", lambda self: SIGTERM if next(tiles_done) > 4 else "")
+        paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
+        flags = ("--data.num_workers", 0, "--output.formats", "labels,probs,table")
+        assert cellseg("predict", *paths, *flags) == 143
+    assert not list((tmp_path / "out").glob("*a*"))
+    assert cellseg("predict", *paths, *flags) == 0
+    assert len(rows(tmp_path / "out" / "objects.csv")) > 5
 
 
 def test_a_slide_is_its_image_at_full_size(tmp_path: Path) -> None:

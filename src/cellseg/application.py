@@ -24,9 +24,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cellseg import __version__, checkpoint, runtime
 from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
+from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.errors import InputError
+from cellseg.errors import InputError, OutputError
 from cellseg.instances import Decoding
+from cellseg.predict.processes import SIGTERM
 from cellseg.predict.writer import PredictionWriter
 from cellseg.report import Report, score_folders
 from cellseg.task import SegmentationTask
@@ -67,6 +69,7 @@ def run(
         warnings.filterwarnings("ignore", message)
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
+    use_granted_cores()
     try:
         return Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
     except SIGTERMException:
@@ -294,6 +297,7 @@ class Application(LightningCLI):
             )
         self.datamodule.output_dir = writer.dir
         self.datamodule.not_done = writer.not_done
+        self.datamodule.agree = writer.processes.agree
         assert self.choice is not None
         model = hashlib.sha256(self.choice.path.read_bytes()).hexdigest()
         writer.start(
@@ -312,15 +316,21 @@ class Application(LightningCLI):
                 **_named("decode", asdict(self.model.decoding)),
                 **_named("data", asdict(self.datamodule.reading)),
             },
+            self.datamodule.shard,
             self.trainer.global_rank,
         )
 
     def after_predict(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
-        # Lightning ends all processes when one of them fails, so only the first one reports.
-        if self.trainer.is_global_zero:
-            failed = self._get(self.config_init, "output").finish(self.datamodule.files[1])
-            self.exit_code = 1 if failed else 0
+        writer, files = self._get(self.config_init, "output"), self.datamodule.files
+        stopped = writer.processes.leave()
+        # Launchers end all processes when one of them fails, so only the first one reports.
+        if not writer.processes.first:
+            return
+        if stopped and stopped != SIGTERM:
+            raise OutputError(stopped)
+        failed = writer.finish(files.names, files.own)
+        self.exit_code = STOPPED_BY_SIGTERM if stopped else 1 if failed else 0
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from cellseg.adapt import median_diameter
+from cellseg.cores import cores
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import (
     Annotation,
@@ -24,7 +25,7 @@ from cellseg.data.dataset import (
     Share,
     WholeImageDataset,
 )
-from cellseg.data.folders import files_to_predict, find_samples, open_tree, output_stems
+from cellseg.data.folders import Shard, files_to_predict, find_samples, open_tree, output_stems
 from cellseg.data.masks import is_half_annotated
 from cellseg.data.splits import (
     SIDES,
@@ -45,6 +46,23 @@ log = logging.getLogger(__name__)
 FEW = 30
 # Below so many images, each is looked at for what people forget when they annotate.
 CHECKED = 200
+
+
+@dataclass(frozen=True)
+class Files:
+    """What there is to predict.
+
+    Attributes:
+        base: Folder that the names are relative to.
+        names: All files, sorted.
+        own: Those of this run's shard.
+        todo: Those of its own that are still to be done.
+    """
+
+    base: Path
+    names: list[str]
+    own: list[str]
+    todo: list[str]
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
@@ -111,6 +129,8 @@ class NucleiDataModule(pl.LightningDataModule):
         pixel_size: Of the images, in um, in place of what their files say. It sets units only.
         include: Shell patterns of the files to predict, as `a,b`; by default all images.
         exclude: Shell patterns of files to leave out, as `a,b`.
+        shard: Predict one part of the files, as `I/N` with I from 0 to N-1. Runs of all N parts,
+            at any time and on any machine, into one `--output.dir`, do each file once.
     """
 
     def __init__(
@@ -142,6 +162,7 @@ class NucleiDataModule(pl.LightningDataModule):
         pixel_size: float | None = None,
         include: list[str] | None = None,
         exclude: list[str] | None = None,
+        shard: str | None = None,
     ) -> None:
         super().__init__()
         low, high = percentiles
@@ -186,9 +207,12 @@ class NucleiDataModule(pl.LightningDataModule):
         self.reading = Reading(self.percentiles, channel, plane, pixel_size, invert, diameter)
         self.include = include or []
         self.exclude = exclude or []
-        # Set by `application`: what lies below is not input, and which files are to be done.
+        self.shard = Shard.parse(shard) if shard is not None else None
+        # Set by `application`: what lies below is not input, which files are to be done, and what
+        # makes the processes agree on them.
         self.output_dir: Path | None = None
         self.not_done: Callable[[Path, list[str]], list[str]] = lambda base, files: files
+        self.agree: Callable[[Callable[[], Files]], Files] = lambda find: find()
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
         self.sides: dict[str, list[Annotation]] = {}
@@ -260,9 +284,10 @@ class NucleiDataModule(pl.LightningDataModule):
         return self._whole_image_loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        base, files = self.files
-        stems = dict(zip(files, output_stems(files), strict=True))
-        dataset = FileDataset(base, [(file, stems[file]) for file in self.todo], self.reading)
+        files = self.files
+        stems = dict(zip(files.names, output_stems(files.names), strict=True))
+        todo = [(name, stems[name]) for name in files.todo]
+        dataset = FileDataset(files.base, todo, self.reading)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -317,10 +342,18 @@ class NucleiDataModule(pl.LightningDataModule):
     def _setup_predict(self) -> None:
         if self.predict_dir is None:
             raise InputError("nothing to predict: name images with --data.predict_dir PATH")
-        self.files = files_to_predict(self.predict_dir, self.include, self.exclude, self.output_dir)
-        base, files = self.files
-        log.info(f"Data: {len(files)} images below {base}")
-        self.todo = self.not_done(base, files)
+        # One process looks, since folders shared by several machines differ for seconds.
+        self.files = self.agree(self._find)
+
+    def _find(self) -> Files:
+        assert self.predict_dir is not None
+        base, names = files_to_predict(
+            self.predict_dir, self.include, self.exclude, self.output_dir
+        )
+        own = [name for name in names if name in self.shard] if self.shard else names
+        part = f"; {len(own)} of them in shard {self.shard.name}" if self.shard else ""
+        log.info(f"Data: {len(names)} images below {base}{part}")
+        return Files(base, names, own, self.not_done(base, own))
 
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self._annotated()
@@ -393,10 +426,3 @@ class NucleiDataModule(pl.LightningDataModule):
 def few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -166,6 +166,8 @@ class FileDataset(Dataset[dict[str, Any]]):
         index, repeat = place
         name, stem = self.files[index]
         item = {"file": name, "stem": stem, "repeat": repeat, "error": "", "note": ""}
+        if repeat:  # it may be huge
+            return item | {"error": "done by another process"}
         try:
             return item | self._read(name)
         except (ValueError, OSError, MemoryError) as error:

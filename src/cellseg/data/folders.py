@@ -44,6 +44,43 @@ class Sample:
     whole: bool
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of several independent runs over the same files, each of which does its own.
+
+    Attributes:
+        index: Which, from 0.
+        count: Of how many.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `I/N`.
+
+        Raises:
+            InputError: It is no such text.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise InputError(
+                f"--data.shard {text}: must be I/N with I from 0 to N-1, such as 0/8 to 7/8"
+            )
+        return cls(int(index), int(count))
+
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"{self.index}of{self.count}"
+
+    def __contains__(self, file: str) -> bool:
+        """Whether a file is this one's, by its relative POSIX name alone."""
+        digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index
+
+
 class Tree:
     """The files below a folder, by their relative POSIX names."""
 
@@ -240,8 +277,10 @@ def walk(root: Path) -> Iterator[str]:
             continue
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        # A `Path` for each of 100,000 files takes seconds.
+        above = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
         for name in files:
-            yield (Path(folder) / name).relative_to(root).as_posix()
+            yield above + name
 
 
 def files_to_predict(
@@ -265,9 +304,10 @@ def files_to_predict(
     if source.is_dir():
         base = source
         names = [name for name in walk(source) if is_image(name)]
-        inside = output is not None and source.resolve() in output.resolve().parents
-        if inside and output is not None:
-            names = [n for n in names if output.resolve() not in (source / n).resolve().parents]
+        if output is not None and source.resolve() in output.resolve().parents:
+            folders = {name.rpartition("/")[0] for name in names}
+            outside = {f for f in folders if not _is_below(source / f, output)}
+            names = [name for name in names if name.rpartition("/")[0] in outside]
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
         base, names = source.parent, [source.name]
     elif source.is_file():
@@ -279,7 +319,7 @@ def files_to_predict(
         for name in names
         if (not include or _matches(name, include)) and not _matches(name, exclude)
     )
-    names = [name for name in names if not is_own_output(base / name)]
+    names = [n for n in names if not (is_named_as_output(n) and is_own_output(base / n))]
     if not names:
         raise InputError(
             f"--data.predict_dir {source}: no image found; looked for {', '.join(SUFFIXES)}"
@@ -294,11 +334,15 @@ def output_stems(names: Sequence[str]) -> list[str]:
 
     Files of one folder that share a stem, ignoring case, keep their full names.
     """
-    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    short = [os.path.splitext(name)[0] for name in names]
     taken = Counter(stem.lower() for stem in short) + Counter(name.lower() for name in names)
     return [
         stem if taken[stem.lower()] == 1 else name for stem, name in zip(short, names, strict=True)
     ]
+
+
+def _is_below(folder: Path, top: Path) -> bool:
+    return folder.resolve().is_relative_to(top.resolve())
 
 
 def _listed(source: Path) -> tuple[Path, list[str]]:
@@ -325,13 +369,13 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def is_own_output(path: Path) -> bool:
-    """Whether a file is a label image or overlay that `predict` wrote, by its software tag.
+def is_named_as_output(name: str) -> bool:
+    """Whether a file has the name of a label image, overlay or probabilities."""
+    return os.path.splitext(name)[0].endswith(("_labels", "_overlay", "_probs"))
 
-    Only files named like one are opened.
-    """
-    if not path.stem.endswith(("_labels", "_overlay", "_probs")):
-        return False
+
+def is_own_output(path: Path) -> bool:
+    """Whether a file was written by `predict`, by its software tag."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             import tifffile

@@ -6,10 +6,13 @@ import csv
 import json
 import logging
 import os
+import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from cellseg.errors import OutputError
 log = logging.getLogger(__name__)
 
 SOFTWARE = f"cellseg {__version__}"
+DRAFT = re.compile(r"\.draft-[0-9a-f]{8}-")
 # Seen on black, on white, and on the pink and purple of stained tissue.
 OUTLINE = (0, 255, 64)
 # Side in px of a tile of a large label image.
@@ -40,7 +44,8 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: The folder or the file cannot be written.
     """
-    name = path.with_name(f".draft-{os.getpid()}-{path.name}")
+    # Unique also among machines that share a folder, whose process numbers may be equal.
+    name = path.with_name(f".draft-{token_hex(4)}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield name
@@ -57,6 +62,21 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             name.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, before: float) -> None:
+    """Delete the drafts that killed processes have left.
+
+    Args:
+        folder: Where, with all below it.
+        before: Drafts that were changed since this time may still be written.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in filter(DRAFT.match, names):
+            with suppress(OSError):
+                path = Path(parent, name)
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
 
 def write_labels(
@@ -228,6 +248,31 @@ def thumbnail(picture: NDArray[np.uint8], side: int = 256) -> bytes:
     content = BytesIO()
     small.save(content, format="JPEG", quality=80)
     return content.getvalue()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a result can be read to its end; all but JSON have checksums."""
+    try:
+        if path.suffix == ".tif":
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                for page in tiff.pages:
+                    for _ in page.aspage().segments():  # not at once, it may be huge
+                        pass
+        elif path.suffix == ".png":
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                picture.verify()
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        else:
+            json.loads(path.read_bytes())
+    except Exception:  # each format has its own errors for damage
+        return False
+    return True
 
 
 def _colours() -> NDArray[np.uint8]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,10 +70,11 @@ class Journal:
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
+        self._heading: dict[str, Any] = {}
         self._lengths: dict[str, int] = {}
         self._open: dict[str, BinaryIO] = {}
-        for path in sorted((dir / FOLDER).glob("journal-*.jsonl")):
-            self._load(path)
+        self._read: dict[str, int] = {}
+        self.reload()
 
     def start(self, values: Mapping[str, Any]) -> str:
         """Begin a run whose results depend on these settings; gives their hash."""
@@ -80,10 +82,11 @@ class Journal:
         settings = hash_of(plain)
         if settings not in self._values:
             self._values[settings] = plain
-            self._append({"settings": settings, "values": plain})
+            # Not at once: a run in which nothing is done leaves nothing.
+            self._heading = {"settings": settings, "values": plain}
         return settings
 
-    def is_done(self, file: str, source: Path, settings: str) -> bool:
+    def is_done(self, file: str, source: Path | str, settings: str) -> bool:
         """Whether a file's results are there, whole, and of this input and these settings.
 
         Args:
@@ -95,17 +98,19 @@ class Journal:
         if entry is None or entry.settings != settings:
             return False
         try:
-            facts = source.stat()
+            facts = os.stat(source)
             if facts.st_size != entry.size:
                 return False
-            if any((self.dir / n).stat().st_size != size for n, size in entry.outputs.items()):
-                return False
+            # A `Path` for each output of 100,000 files takes seconds.
+            for name, size in entry.outputs.items():
+                if os.stat(f"{self.dir}/{name}").st_size != size:
+                    return False
             if self._length(entry.kept[0]) < entry.kept[1]:
                 return False
         except OSError:
             return False
         # A copy has a time of its own, and the same pixels.
-        return facts.st_mtime_ns == entry.mtime or digest_of(source) == entry.sha256
+        return facts.st_mtime_ns == entry.mtime or digest_of(Path(source)) == entry.sha256
 
     def changes(self, file: str, settings: str) -> list[str]:
         """The settings in which an earlier result of a file differs from those of this run."""
@@ -152,6 +157,9 @@ class Journal:
     def _replace(self, content: Mapping[str, Any], outputs: Collection[str]) -> None:
         before = self.entries.get(content.get("file") or content["failed"])
         content = {**content, "time": time.time_ns()}
+        if self._heading:
+            self._append(self._heading)
+            self._heading = {}
         self._take(content, self._append(content))
         for name, size in (before.outputs if before else {}).items():
             path = self.dir / name
@@ -170,18 +178,23 @@ class Journal:
             self._open.popitem()[1].close()
 
     def reload(self) -> None:
-        """Take in what other processes have finished."""
+        """Take in what other processes have finished since the last time."""
         for path in sorted((self.dir / FOLDER).glob("journal-*.jsonl")):
-            if path != self.path:
+            if path != self.path or path.name not in self._read:
                 self._load(path)
 
     def _load(self, path: Path) -> None:
-        for offset, line in _lines(path):
-            try:
-                content = json.loads(line)
-            except ValueError:  # cut off when the process was killed
-                continue
-            self._take(content, (path.name, offset, len(line)))
+        with path.open("rb") as lines:
+            offset = lines.seek(self._read.setdefault(path.name, 0))
+            for line in lines:
+                place = (path.name, offset, len(line))
+                offset += len(line)
+                try:
+                    content = json.loads(line)
+                except ValueError:  # empty, cut off when the process was killed, or being written
+                    continue
+                self._take(content, place)
+                self._read[path.name] = offset
 
     def _take(self, content: Mapping[str, Any], place: Place) -> None:
         if "values" in content:
@@ -237,12 +250,3 @@ def hash_of(values: Mapping[str, Any]) -> str:
     """A short hash of plain values, whatever their order."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as lines:
-        offset = 0
-        for line in lines:
-            if line.strip():
-                yield offset, line
-            offset += len(line)

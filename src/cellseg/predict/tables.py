@@ -129,9 +129,10 @@ def _summary(journal: Journal, files: Iterable[str], found: _Found) -> Iterator[
 
 
 def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
-    counts = np.array(entry["diameters"], np.int64)
-    found.diameters = np.pad(found.diameters, (0, max(0, len(counts) - len(found.diameters))))
-    found.diameters[: len(counts)] += counts
+    counts = entry["diameters"]
+    if len(counts) > len(found.diameters):
+        found.diameters = np.pad(found.diameters, (0, len(counts) - len(found.diameters)))
+    found.diameters[: len(counts)] += np.array(counts, np.int64)
     shown = len(found.rows) - found.errors < SHOWN
     picture = base64.b64decode(journal.text(entry["thumbnail"])) if shown else b""
     extra = {"overlay": entry.get("overlay", ""), "thumbnail": picture}

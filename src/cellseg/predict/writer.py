@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cellseg.errors import InputError
-from cellseg.predict.formats import write_json
+from cellseg.cores import cores
+from cellseg.data.folders import Shard
+from cellseg.errors import InputError, OutputError
+from cellseg.predict.formats import is_whole, sweep, write_json
 from cellseg.predict.journal import Journal
 from cellseg.predict.large import LargeResult
+from cellseg.predict.processes import SIGTERM, Processes
 from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
 from cellseg.predict.tables import write_tables
 
 log = logging.getLogger(__name__)
+
+
+class StoppedError(Exception):
+    """The work on an image was given up."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -37,6 +47,7 @@ class PredictionWriter(BasePredictionWriter):
         expand: Width of a ring around each nucleus in which the intensities are measured too, in
             um where the pixel size is known, else in px; 0 for none.
         overwrite: Do all files anew, also those that are done.
+        verify: Open every result before it counts as done; by default its size must be right.
     """
 
     def __init__(
@@ -45,6 +56,7 @@ class PredictionWriter(BasePredictionWriter):
         formats: list[str] = ["labels", "overlay", "table", "report"],  # noqa: B006
         expand: float = 0.0,
         overwrite: bool = False,
+        verify: bool = False,
     ) -> None:
         super().__init__(write_interval="batch")
         self.formats = set(FORMATS if formats == ["all"] else formats)
@@ -57,31 +69,44 @@ class PredictionWriter(BasePredictionWriter):
         self.dir = dir
         self.expand = expand
         self.overwrite = overwrite
+        self.verify = verify
         self.journal: Journal | None = None
+        self.processes = Processes()
 
-    def start(self, run: Mapping[str, Any], settings: Mapping[str, Any], rank: int) -> None:
+    def start(
+        self,
+        run: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        shard: Shard | None = None,
+        rank: int = 0,
+    ) -> None:
         """Open the results folder.
 
         Args:
             run: What `run.json` says.
             settings: All that the results of an image depend on besides its file.
+            shard: Which files are this run's, where others do the rest.
             rank: Of this process.
         """
         assert self.dir is not None
         self.run = run
-        self.journal = Journal(self.dir, str(rank))
+        self.shard = shard
+        self.journal = Journal(self.dir, f"{shard.name}-{rank}" if shard else str(rank))
         own = {"output.formats": sorted(self.formats), "output.expand": self.expand}
-        self._settings = {**settings, **own}
-        self._started = time.monotonic()
+        self._key = self.journal.start({**settings, **own})
+        self._began, self._started = time.time(), time.monotonic()
 
     def not_done(self, base: Path, files: list[str]) -> list[str]:
         """The files that are still to be done, with a word on the others."""
         assert self.journal is not None
-        self._key = self.journal.start(self._settings)
         if self.overwrite:
             return files
         journal, settings = self.journal, self._key
-        todo = [file for file in files if not journal.is_done(file, base / file, settings)]
+        done = {file for file in files if journal.is_done(file, f"{base}/{file}", settings)}
+        if self.verify:
+            with ThreadPoolExecutor(cores()) as threads:  # decompression runs beside Python
+                done = set(compress(done, threads.map(self._is_whole, done)))
+        todo = [file for file in files if file not in done]
         if len(todo) < len(files):
             log.info("%d of %d images are done already", len(files) - len(todo), len(files))
         again = [file for file in todo if file in journal.entries]
@@ -95,6 +120,10 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's handler waits for the other processes, who may be done; its teardown
+            # puts back what was there before both.
+            signal.signal(signal.SIGTERM, lambda *_: self.processes.stop(SIGTERM))
 
     def write_on_batch_end(
         self,
@@ -106,51 +135,62 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        def tick() -> None:
-            if trainer.received_sigterm:  # which Lightning ignores in predict
-                raise SIGTERMException
-
         if not batch["repeat"]:
-            self._write(batch, prediction, pl_module.decoding, tick)
+            try:
+                self._write(batch, prediction, pl_module.decoding)
+            except OutputError as error:
+                self.processes.stop(str(error))
+            except StoppedError:
+                pass
         self._since = time.monotonic()
-        tick()
+        if self.processes.stopped():
+            raise StopIteration  # which ends Lightning's loop
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The first process reads what the others have written.
-        trainer.strategy.barrier()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        if isinstance(exception, SIGTERMException) and trainer.world_size == 1:
-            self.finish(trainer.datamodule.files[1])  # type: ignore[attr-defined]
-
-    def finish(self, files: Sequence[str]) -> int:
-        """Write the tables, the report and `run.json`.
+    def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
+        """Write the tables, the report and `run.json`, unless other shards are still to end.
 
         Args:
-            files: All files of the run, sorted; those that were not reached are left out.
+            files: All files, sorted; those that were not reached are left out.
+            own: Those of this run: all, or the shard's.
 
         Returns:
-            How many could not be done.
+            How many of its own could not be done.
         """
         assert self.dir is not None and self.journal is not None
         self.journal.reload()
-        files = [file for file in files if self.journal.tells_of(file, self._key)]
+        failed = sum(file in self.journal.failures for file in own)
+        told = [file for file in files if self.journal.tells_of(file, self._key)]
+        if self.shard and len(told) < len(files):
+            log.info(
+                "%s of the %s images of all shards are done; the last shard to end writes the "
+                "tables, or the same command without --data.shard",
+                f"{len(told):,}", f"{len(files):,}",
+            )  # fmt: skip
+            return failed
+        if not self.shard and len(told) == len(files):
+            sweep(self.dir, self._began)
         run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
-        totals = write_tables(self.journal, files, self.formats, run)
+        totals = write_tables(self.journal, told, self.formats, run)
         write_json(self.dir / "run.json", {**run, **totals})
         page = "report.html" if "report" in self.formats else "summary.csv"
         said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
         log.info("%s; see %s", said, self.dir / page)
-        return int(totals["errors"])
+        return failed
+
+    def _is_whole(self, file: str) -> bool:
+        assert self.dir is not None and self.journal is not None
+        damaged = [n for n in self.journal.entries[file].outputs if not is_whole(self.dir / n)]
+        if damaged:
+            log.info("%s: damaged, done again", self.dir / damaged[0])
+        return not damaged
+
+    def _tick(self) -> None:
+        """Leave a large image in its middle."""
+        if self.processes.stopped():
+            raise StoppedError
 
     def _write(
-        self,
-        batch: Mapping[str, Any],
-        prediction: Mapping[str, Any],
-        decoding: Any,
-        tick: Callable[[], None],
+        self, batch: Mapping[str, Any], prediction: Mapping[str, Any], decoding: Any
     ) -> None:
         assert self.dir is not None and self.journal is not None
         file = batch["file"]
@@ -172,7 +212,7 @@ class PredictionWriter(BasePredictionWriter):
         )
         outputs = Outputs(self.dir, about.stem, self.journal.keep)
         if "large" in batch:
-            large = LargeResult(about, batch["large"], prediction["maps"], decoding, tick)
+            large = LargeResult(about, batch["large"], prediction["maps"], decoding, self._tick)
             kept = large.write(outputs, self.formats, self.expand)
         else:
             result = Result(
