@@ -17,8 +17,8 @@ import cellseg as package
 from cellseg.data import dataset, images, recording, tiff
 from cellseg.data.images import intensity_limits, normalise, read_recording, select_planes
 from cellseg.data.large import LargeImage
+from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
-from cellseg.data.tiff import TiffWindows
 from cellseg.errors import InputError
 from cellseg.predict import large, model, tiles
 from cellseg.predict.processes import SIGTERM, Processes
@@ -105,7 +105,7 @@ def test_fault_12_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: 
     tifffile.imwrite(tmp_path / "a.tif", data, **options)
     whole = read_recording(tmp_path / "a.tif")
     parts = read_recording(tmp_path / "a.tif", by_windows=True)
-    assert isinstance(parts.pixels, TiffWindows)
+    assert isinstance(parts.pixels, Windows)
     assert parts.pixels.shape == whole.pixels.shape
     for name in ("planes", "plane_axes", "plane_shape", "channels", "colour", "pixel_size"):
         assert getattr(parts, name) == getattr(whole, name), name

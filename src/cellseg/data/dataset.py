@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cellseg.data.folders import digest_of
+from cellseg.data.folders import digest_of, size_and_time
 from cellseg.data.images import (
     intensity_limits,
     normalise,
@@ -175,7 +175,7 @@ class FileDataset(Dataset[dict[str, Any]]):
 
     def _read(self, name: str) -> dict[str, Any]:
         path, how = self.base / name, self.reading
-        facts = path.stat()
+        size, mtime = size_and_time(path)
         recording = read_recording(path, name, by_windows=True)
         if math.prod(recording.pixels.shape[:3]) > LARGE:
             large = LargeImage(recording, how.plane, how.channel, how.percentiles)
@@ -200,8 +200,8 @@ class FileDataset(Dataset[dict[str, Any]]):
             "pixel_size": how.pixel_size or recording.pixel_size,
             "invert": how.invert,
             "diameter": how.diameter,
-            "size": facts.st_size,
-            "mtime": facts.st_mtime_ns,
+            "size": size,
+            "mtime": mtime,
             "sha256": digest_of(path),
         }
 

@@ -15,7 +15,7 @@ from cellseg.data.readers import decode
 from cellseg.data.recording import LARGE, Array, Recording
 from cellseg.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".nd2", ".czi")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi")
 # Written into our TIFFs, so that a later run does not take them for images.
 SOFTWARE = "cellseg"
 # Names of what shows nuclei, as words of a channel's name: "DAPI", "C1-Hoechst 33342", "ch405".

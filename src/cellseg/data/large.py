@@ -18,8 +18,7 @@ from cellseg.data.images import (
     sampling_step,
     three,
 )
-from cellseg.data.recording import COLOURS, Array, Recording
-from cellseg.data.tiff import TiffWindows
+from cellseg.data.recording import COLOURS, Array, Recording, Windows
 
 # Side in px of the windows that are read to look at the whole.
 WINDOW = 1024
@@ -29,7 +28,7 @@ class LargeImage:
     """An image of which windows are read as they are needed; each process reads for itself.
 
     Args:
-        recording: Its pixels are an array or `tiff.TiffWindows`.
+        recording: Its pixels are an array or `Windows`.
         plane: See `images.select_planes`.
         channel: See `images.channels_of`.
         percentiles: See `images.intensity_limits`.
@@ -84,7 +83,7 @@ class LargeImage:
 
     def close(self) -> None:
         """Close the file for now."""
-        if isinstance(self._pixels, TiffWindows):
+        if isinstance(self._pixels, Windows):
             self._pixels.close()
 
     def _look(self, percentiles: tuple[float, float]) -> None:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from cellseg.data.ome_zarr import read_zarr
 from cellseg.data.recording import (
     File,
     Recording,
@@ -40,29 +41,34 @@ def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Re
             claims more than it can hold or than fits the memory.
     """
     name = name or str(source)
-    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        head = file.read(12)
-        if not head:
-            raise InputError(f"{name}: the file is empty")
+    try:
+        if isinstance(source, Path) and source.is_dir():
+            return read_zarr(source, name, by_windows)
+        with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            return _read_file(file, name, source if by_windows else b"")
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not an image, or damaged at its start") from error
+    except Exception as error:  # each decoder has exceptions of its own for damage
+        raise unreadable(name, error) from error
+
+
+def _read_file(file: File, name: str, by_windows: Path | bytes) -> Recording:
+    head = file.read(12)
+    if not head:
+        raise InputError(f"{name}: the file is empty")
+    file.seek(0)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        recording = read_tiff(file, name, by_windows if isinstance(by_windows, Path) else None)
+        if recording is not None:
+            return recording
         file.seek(0)
-        try:
-            if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                path = source if by_windows and isinstance(source, Path) else None
-                recording = read_tiff(file, name, path)
-                if recording is not None:
-                    return recording
-                file.seek(0)
-            if head[:10] == b"ZISRAWFILE":
-                return _read_czi(file, name)
-            if head[:4] == b"\xda\xce\xbe\x0a" or head[4:8] == b"jP  ":  # JPEG 2000 before 2010
-                return _read_nd2(file, name)
-            return _read_other(file, name)
-        except InputError:
-            raise
-        except UnidentifiedImageError as error:
-            raise InputError(f"{name}: not an image, or damaged at its start") from error
-        except Exception as error:  # each decoder has exceptions of its own for damage
-            raise unreadable(name, error) from error
+    if head[:10] == b"ZISRAWFILE":
+        return _read_czi(file, name)
+    if head[:4] == b"\xda\xce\xbe\x0a" or head[4:8] == b"jP  ":  # JPEG 2000 before 2010
+        return _read_nd2(file, name)
+    return _read_other(file, name)
 
 
 def _read_other(file: File, name: str) -> Recording:

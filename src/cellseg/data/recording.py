@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.errors import InputError
@@ -34,7 +35,7 @@ class Recording:
     Attributes:
         name: What errors call it.
         pixels: (P, H, W, C): planes by rows by columns by channels; an array, or where that was
-            asked for `tiff.TiffWindows`.
+            asked for `Windows`.
         planes: Number of each plane in the file; empty where it has one, or for a projection.
         plane_axes: What the planes are, such as "TZ"; empty for a single plane.
         plane_shape: How many of each there are, such as (5, 7); their product is P.
@@ -89,6 +90,79 @@ def arrange(
         colour=colour,
         pixel_size=pixel_size,
     )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose pixels can be read in parts.
+
+    Attributes:
+        pixels: Read where it is indexed.
+        axes: Of the pixels.
+        convert: Makes numbers with white above black of a part; gives them, their axes and whether
+            they are in colour.
+        close: Closes the file.
+    """
+
+    pixels: Any
+    axes: str
+    convert: Callable[[Array], tuple[Array, str, bool]]
+    close: Callable[[], None]
+
+
+class Windows:
+    """Pixels that are read as they are asked for; each process opens the file for itself.
+
+    `windows[plane, rows, columns]`, a number and two slices, is (h, w, C) as the whole would be.
+
+    Args:
+        recording: Of the file, with a single pixel of each plane.
+        sides: Height and width.
+        open: Opens the file.
+
+    Attributes:
+        shape: (P, H, W, C).
+    """
+
+    def __init__(
+        self, recording: Recording, sides: tuple[int, int], open: Callable[[], Opened]
+    ) -> None:
+        planes, _, _, channels = recording.pixels.shape
+        self.shape = (planes, *sides, channels)
+        self._name = recording.name
+        self._axes, self._sizes = recording.plane_axes, recording.plane_shape
+        self._open = open
+        self._opened: Opened | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def __getitem__(self, place: tuple[int, slice, slice]) -> Array:
+        try:
+            return self._read(*place)
+        except InputError:
+            raise
+        except Exception as error:  # each decoder has exceptions of its own for damage
+            raise unreadable(self._name, error) from error
+
+    def _read(self, plane: int, rows: slice, columns: slice) -> Array:
+        opened = self._opened = self._opened or self._open()
+        numbers = iter(np.unravel_index(plane, self._sizes) if self._sizes else ())
+        where: list[slice] = []
+        for axis in opened.axes:
+            if axis in self._axes:
+                number = int(next(numbers))
+                where.append(slice(number, number + 1))
+            else:
+                where.append({"Y": rows, "X": columns}.get(axis, slice(None)))
+        window, axes, colour = opened.convert(np.asarray(opened.pixels[tuple(where)]))
+        return np.asarray(arrange(self._name, window, axes, colour).pixels[0])
+
+    def close(self) -> None:
+        """Close the file; it is opened again where a window is asked for."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
 
 def check_claim(name: str, claim: int, file: File) -> None:

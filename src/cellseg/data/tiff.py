@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,12 +20,13 @@ from cellseg.data.recording import (
     LARGE,
     Array,
     File,
+    Opened,
     Recording,
+    Windows,
     arrange,
     check_memory,
     check_ratio,
     in_micrometres,
-    unreadable,
 )
 from cellseg.errors import InputError
 
@@ -66,7 +68,8 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
             sizes = [1 if a in "YX" else n for a, n in zip(series.axes, series.shape, strict=True)]
             pixels, axes, colour = _converted(np.zeros(sizes, series.dtype), series.axes, page)
             recording = arrange(name, pixels, axes, colour, names, pixel_size)
-            windows = TiffWindows(by_windows, recording, _side(series, "Y"), _side(series, "X"))
+            sides = (_side(series, "Y"), _side(series, "X"))
+            windows = Windows(recording, sides, partial(_open, by_windows, name))
             if math.prod(windows.shape[:3]) > LARGE:
                 return replace(recording, pixels=windows)
         check_memory(name, series.nbytes)
@@ -74,59 +77,16 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
         return arrange(name, pixels, axes, colour, names, pixel_size)
 
 
-class TiffWindows:
-    """The pixels of a TIFF, read as they are asked for; each process opens the file for itself.
+def _open(path: Path, name: str) -> Opened:
+    import tifffile
 
-    `windows[plane, rows, columns]`, a number and two slices, is (h, w, C) as the whole would be.
+    tiff = tifffile.TiffFile(path, _multifile=False)
+    series = _single_image(tiff, name)
 
-    Attributes:
-        shape: (P, H, W, C).
-    """
+    def convert(window: Array) -> tuple[Array, str, bool]:
+        return _converted(window, series.axes, series.keyframe)
 
-    def __init__(self, path: Path, recording: Recording, height: int, width: int) -> None:
-        planes, _, _, channels = recording.pixels.shape
-        self.shape = (planes, height, width, channels)
-        self._path = path
-        self._name = recording.name
-        self._axes, self._sizes = recording.plane_axes, recording.plane_shape
-        self._opened: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-    def __getitem__(self, place: tuple[int, slice, slice]) -> Array:
-        try:
-            return self._read(*place)
-        except InputError:
-            raise
-        except Exception as error:  # each decoder has exceptions of its own for damage
-            raise unreadable(self._name, error) from error
-
-    def _read(self, plane: int, rows: slice, columns: slice) -> Array:
-        import tifffile
-
-        if self._opened is None:
-            tiff = tifffile.TiffFile(self._path, _multifile=False)
-            series = _single_image(tiff, self._name)
-            self._opened = (tiff, series, _lazily(series))
-        _, series, pixels = self._opened
-        numbers = iter(np.unravel_index(plane, self._sizes) if self._sizes else ())
-        where: list[slice] = []
-        for axis in series.axes:
-            if axis in self._axes:
-                number = int(next(numbers))
-                where.append(slice(number, number + 1))
-            else:
-                where.append({"Y": rows, "X": columns}.get(axis, slice(None)))
-        window = np.asarray(pixels[tuple(where)])
-        window, axes, colour = _converted(window, series.axes, series.keyframe)
-        return np.asarray(arrange(self._name, window, axes, colour).pixels[0])
-
-    def close(self) -> None:
-        """Close the file; it is opened again where a window is asked for."""
-        if self._opened is not None:
-            self._opened[0].close()
-            self._opened = None
+    return Opened(_lazily(series), series.axes, convert, tiff.close)
 
 
 def _lazily(series: Any) -> Any:
