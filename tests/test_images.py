@@ -16,6 +16,7 @@ import tifffile
 from PIL import Image
 
 from cellseg.data import readers
+from cellseg.data import recording as recordings
 from cellseg.data.images import (
     intensity_limits,
     is_image,
@@ -361,7 +362,7 @@ def test_labels_of_planes_name_the_channels_of_a_hyperstack() -> None:
 )
 def test_transparency_and_greys_of_a_palette_are_no_channels(form: str) -> None:
     recording = read_recording(LOSSLESS[form][0], form)
-    assert recording.channels == (readers.COLOURS if "RGBA" in form else ("0",))
+    assert recording.channels == (recordings.COLOURS if "RGBA" in form else ("0",))
     assert to_rgb_planes(recording)[1] == ""
 
 
@@ -715,12 +716,17 @@ def test_fault_31_what_does_not_fit_the_memory_is_refused(
 ) -> None:
     data = pillow(GREY, file_format)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # set by the reader
-    monkeypatch.setattr(readers, "memory_limit", lambda: GREY.size)
+
+    def allow(limit: int) -> None:
+        for module in (readers, recordings):
+            monkeypatch.setattr(module, "memory_limit", lambda: limit)
+
+    allow(GREY.size)
     assert read_recording(data, "slide").pixels.size == GREY.size
     # Pillow itself warns just above its limit, and fails at twice that.
     for limit in (GREY.size - 1, GREY.size // 3):
-        monkeypatch.setattr(readers, "memory_limit", lambda limit=limit: limit)
-        with pytest.raises(InputError, match=r"^slide: .*memory.*; cut it into parts$"):
+        allow(limit)
+        with pytest.raises(InputError, match=r"^slide: .*memory.* tiled TIFF.*, or cut it up$"):
             read_recording(data, "slide")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from cellseg.predict.model import Model
@@ -10,15 +10,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(model: str = "nuclei-1") -> Model:
+def load(model: str = "nuclei-1", runtime: Literal["auto", "torch", "openvino"] = "auto") -> Model:
     """A model to use in Python: `cellseg.load("nuclei-1").predict(image)` gives labels.
 
     Args:
         model: The name of one that comes with the package, or a checkpoint of one's own.
+        runtime: What computes the network on a CPU; `auto` is OpenVINO where it is installed.
 
     Raises:
         cellseg.errors.InputError: There is no such model, or it is damaged.
     """
     from cellseg.predict.model import Model  # here, since it takes torch seconds to load
 
-    return Model(model)
+    return Model(model, runtime)

@@ -17,12 +17,12 @@ from typing import Any
 import torch.distributed as dist
 from jsonargparse import DefaultHelpFormatter, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cellseg import __version__, checkpoint
+from cellseg import __version__, checkpoint, runtime
 from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.cores import use_granted_cores
@@ -169,6 +169,9 @@ class Application(LightningCLI):
             parser.add_lightning_class_args(Tuning, "tuning")
         else:
             parser.add_class_arguments(Decoding, "decode")
+            parser.add_argument(
+                "--predict.runtime", type=runtime.Name, default="auto", help=runtime.HELP
+            )
         if subcommand == "predict":
             parser.add_lightning_class_args(PredictionWriter, "output")
         return parser
@@ -221,9 +224,13 @@ class Application(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand].trainer
+        more: list[Callback] = []
+        if self.subcommand != "fit":
+            self.runtime = runtime.Runtime(self.config[self.subcommand].predict.runtime)
+            more.append(self.runtime)
         if self.subcommand in ("validate", "test"):
             self.report = Report()
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), self.report]
+            more.append(self.report)
             if settings.logger is True:
                 kwargs["logger"] = TensorBoardLogger(
                     settings.default_root_dir, name=None, version=self.subcommand
@@ -237,7 +244,8 @@ class Application(LightningCLI):
                     version = log_dir.name
             # Lightning's own choice of logger also draws a metric that is always -1.
             kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+        own = self._get(self.config_init, "trainer").callbacks or []
+        return super().instantiate_trainer(**kwargs, callbacks=[*own, *more])
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
@@ -301,12 +309,14 @@ class Application(LightningCLI):
                 **_command(),
                 "model": self.choice.name,
                 "model_sha256": model,
+                "runtime": self.runtime.choose(self.trainer),
                 "settings": json.loads(self._config_text(format="json")),
             },
             {
                 "model": model,
                 "version": __version__,
                 "precision": self.trainer.precision,
+                "runtime": self.runtime.choose(self.trainer),
                 **_named("decode", asdict(self.model.decoding)),
                 **_named("data", asdict(self.datamodule.reading)),
             },

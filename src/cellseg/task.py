@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -47,6 +49,22 @@ class Segmentation:
         """The mean probability in nuclei; 0 without any."""
         inside = self.probs[self.labels > 0]
         return float(inside.mean()) if inside.size else 0.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How the network sees an image: enlarged by `factor`, and `inverted` or not.
+
+    The median `diameter` of its nuclei in px is None where it is not known.
+    """
+
+    factor: float
+    diameter: float | None
+    inverted: bool
+
+    def apply(self, image: Tensor) -> Tensor:
+        """The image (N, 3, H, W) or its negative."""
+        return 1 - image if self.inverted else image
 
 
 class SegmentationTask(pl.LightningModule):
@@ -106,12 +124,15 @@ class SegmentationTask(pl.LightningModule):
         # Not hyper-parameters: they are tuned when training ends.
         self.decoding = Decoding()
         self.diameter = DIAMETER  # of the nuclei it was trained on
+        # Outside of training another runtime may compute the network, see `runtime`.
+        self.levels: Callable[[Tensor], Tensor] | None = None
         if weights:
             self._start_from(weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
-        logits: Tensor = self.net(image.contiguous(memory_format=torch.channels_last))
+        image = image.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.net(image, self.levels if image.is_cpu else None)
         return logits
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
@@ -139,26 +160,51 @@ class SegmentationTask(pl.LightningModule):
         """The nuclei of one file (see `FileDataset`), or nothing where it could not be read.
 
         Returns:
-            `labels` (P, H, W), `probs` (P, H, W) of the foreground, the `scale` by which the
+            `labels` (P, H, W) and `probs` (P, H, W) of the foreground, or of a large image `maps`,
+            a function that gives them of some plane, rows and columns; the `scale` by which the
             image was enlarged for the network, the median `diameter` in px that asked for it (None
             where it is not known), and whether the image was `inverted`.
         """
         if batch["error"]:
             return {}
-        image, size = batch["image"], batch["diameter"]
-        middle = len(image) // 2  # all planes of a stack are treated alike
-        inverted = batch["invert"] is True
-        if inverted:
-            image = 1 - image
+        large = batch.get("large")
+        # All planes of a stack, and all tiles of a slide, are treated alike.
+        image = (
+            batch["image"] if large is None else large.image(*large.sample)[None].to(self.device)
+        )
+        middle = len(image) // 2
         sample = image[middle, None]
+        seen, found = self._see(sample, batch["invert"], batch["diameter"])
+        facts = {"scale": seen.factor, "diameter": seen.diameter, "inverted": seen.inverted}
+        if large is not None:
+            device = self.device.type
+            # Called later, the network computes as precisely as it does now.
+            precision = torch.autocast(
+                device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+            )
+            return {"maps": partial(self._maps, large, seen, precision), **facts}
+        planes = [
+            found if place == middle else self.segment(seen.apply(plane[None]), seen.factor)
+            for place, plane in enumerate(image)
+        ]
+        labels, probs = zip(*((plane.labels, plane.probs) for plane in planes), strict=True)
+        return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
+
+    def _see(
+        self, sample: Tensor, invert: bool | str, size: float | str
+    ) -> tuple[Seen, Segmentation]:
+        """How an image is to be seen, decided on one plane (1, 3, H, W), and its nuclei."""
+        inverted = invert is True
+        if inverted:
+            sample = 1 - sample
         diameter = None if isinstance(size, str) else size
         factor = factor_for(diameter, self.diameter) if diameter else 1.0
         found = self.segment(sample, factor)
-        if batch["invert"] == "auto" and is_bright(sample):
+        if invert == "auto" and is_bright(sample):
             # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
             negative = self.segment(1 - sample, factor)
             if negative.confidence > found.confidence + MARGIN:
-                inverted, image, sample, found = True, 1 - image, 1 - sample, negative
+                inverted, sample, found = True, 1 - sample, negative
         if size == "auto":
             # The model is surer of nuclei whose size it knows.
             surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)
@@ -168,17 +214,27 @@ class SegmentationTask(pl.LightningModule):
                 rescaled = self.segment(sample, wanted)
                 if rescaled.confidence > found.confidence - TOLERANCE:
                     factor, found = wanted, rescaled
-        planes = [
-            found if place == middle else self.segment(plane[None], factor)
-            for place, plane in enumerate(image)
-        ]
-        return {
-            "labels": np.stack([plane.labels for plane in planes]),
-            "probs": np.stack([plane.probs for plane in planes]),
-            "scale": factor,
-            "diameter": diameter,
-            "inverted": inverted,
-        }
+        return Seen(factor, diameter, inverted), found
+
+    def _maps(
+        self,
+        large: Any,
+        seen: Seen,
+        precision: torch.autocast,
+        plane: int,
+        rows: slice,
+        columns: slice,
+    ) -> NDArray[np.float32]:
+        """Probabilities (out_channels, h, w) of a window of a large image."""
+        image = seen.apply(self._window(large, plane, rows, columns))
+        with torch.inference_mode(), precision:
+            probs = self.probs(rescale(image, seen.factor))
+        return probs if seen.factor == 1 else resize_maps(probs, image.shape[-2:])
+
+    def _window(self, large: Any, plane: int, rows: slice, columns: slice) -> Tensor:
+        """A window (1, 3, h, w) of a large image, where and in the type that the network has."""
+        image: Tensor = large.image(plane, rows, columns)[None]
+        return image.to(self.net.head.weight)
 
     def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
         """The nuclei of one plane.

@@ -14,7 +14,7 @@ import numpy as np
 from cellseg.data.folders import Sample, Tree
 from cellseg.data.images import read_image
 from cellseg.data.masks import read_masks
-from cellseg.data.readers import Array
+from cellseg.data.recording import Array
 from cellseg.errors import InputError
 
 # Part of every key: raise it when the content of an entry changes its meaning.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cellseg.data.folders import digest_of
+from cellseg.data.folders import digest_of, size_and_time
 from cellseg.data.images import (
     intensity_limits,
     normalise,
@@ -19,7 +20,8 @@ from cellseg.data.images import (
     select_planes,
     to_rgb_planes,
 )
-from cellseg.data.readers import Array
+from cellseg.data.large import LargeImage, left_out
+from cellseg.data.recording import LARGE, Array
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode
 
@@ -141,10 +143,10 @@ class FileDataset(Dataset[dict[str, Any]]):
     """Image files to predict; one that cannot be read is an item with its `error`.
 
     Items: `file` (relative name), `stem` (of its results), `repeat` (see `Share`), `note`,
-    `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32,
-    `pixels` (P, H, W, C) as recorded, `channels`, `planes` (the name of each, empty for a file
-    of one plane), `axes` and `shape` of the planes, `pixel_size` (um or None), `invert` and
-    `diameter` (see `Reading`), and `size`, `mtime` and `sha256` of the file.
+    `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32 and
+    `pixels` (P, H, W, C) as recorded, or a `LargeImage` as `large`; `channels`, `planes` (the
+    name of each, empty for a file of one plane), `axes` and `shape` of the planes, `pixel_size`
+    (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and `sha256`.
 
     Args:
         base: What the names are relative to.
@@ -173,25 +175,33 @@ class FileDataset(Dataset[dict[str, Any]]):
 
     def _read(self, name: str) -> dict[str, Any]:
         path, how = self.base / name, self.reading
-        facts = path.stat()
-        recording = select_planes(read_recording(path, name), how.plane)
-        pixels, note = to_rgb_planes(recording, how.channel)
-        image = normalise(pixels, intensity_limits(pixels, how.percentiles))
-        bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
-        notes = [note, f"{bad} NaN or infinite values were left out" if bad else ""]
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
-            "pixels": torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"])),
+        size, mtime = size_and_time(path)
+        recording = read_recording(path, name, by_windows=True)
+        if math.prod(recording.pixels.shape[:3]) > LARGE:
+            large = LargeImage(recording, how.plane, how.channel, how.percentiles)
+            content = {"large": large, "note": large.note}
+            planes, axes, shape = large.planes, large.axes, large.sizes
+        else:
+            recording = select_planes(recording, how.plane)
+            pixels, note = to_rgb_planes(recording, how.channel)
+            image = normalise(pixels, intensity_limits(pixels, how.percentiles))
+            bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
+            content = {
+                "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
+                "pixels": torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"])),
+                "note": "; ".join(filter(None, [note, left_out(bad)])),
+            }
+            planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape
+        return content | {
             "channels": recording.channels,
-            "planes": recording.planes,
-            "axes": recording.plane_axes,
-            "shape": recording.plane_shape,
+            "planes": planes,
+            "axes": axes,
+            "shape": shape,
             "pixel_size": how.pixel_size or recording.pixel_size,
             "invert": how.invert,
             "diameter": how.diameter,
-            "note": "; ".join(filter(None, notes)),
-            "size": facts.st_size,
-            "mtime": facts.st_mtime_ns,
+            "size": size,
+            "mtime": mtime,
             "sha256": digest_of(path),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 import zlib
 from collections import Counter, defaultdict
@@ -276,10 +277,11 @@ def walk(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        images = [name for name in subfolders if is_zarr(name)]  # each a folder of chunks
+        subfolders[:] = sorted(n for n in subfolders if not (n.startswith(".") or is_zarr(n)))
         # A `Path` for each of 100,000 files takes seconds.
         above = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
-        for name in files:
+        for name in images + files:
             yield above + name
 
 
@@ -301,15 +303,17 @@ def files_to_predict(
     Raises:
         InputError: There is no such path, or nothing to predict in it.
     """
-    if source.is_dir():
+    if is_zarr(source.name) or (source.is_file() and source.suffix.lower() in SUFFIXES):
+        if not source.exists():
+            raise InputError(f"--data.predict_dir {source}: no such file or folder")
+        base, names = source.parent, [source.name]
+    elif source.is_dir():
         base = source
         names = [name for name in walk(source) if is_image(name)]
         if output is not None and source.resolve() in output.resolve().parents:
             folders = {name.rpartition("/")[0] for name in names}
             outside = {f for f in folders if not _is_below(source / f, output)}
             names = [name for name in names if name.rpartition("/")[0] in outside]
-    elif source.is_file() and source.suffix.lower() in SUFFIXES:
-        base, names = source.parent, [source.name]
     elif source.is_file():
         base, names = _listed(source)
     else:
@@ -363,8 +367,28 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, p) or fnmatch(PurePosixPath(name).name, p) for p in patterns)
 
 
+def is_zarr(name: str) -> bool:
+    """Whether a folder's name says that it is an image."""
+    return name.lower().endswith(".zarr")
+
+
+def size_and_time(path: Path | str) -> tuple[int, int]:
+    """Bytes of a file, or of all files of a folder, and when the newest was changed, in ns."""
+    facts = os.stat(path)
+    if not stat.S_ISDIR(facts.st_mode):
+        return facts.st_size, facts.st_mtime_ns
+    below = [os.stat(Path(folder) / name) for folder, _, names in os.walk(path) for name in names]
+    times = [each.st_mtime_ns for each in below]
+    return sum(each.st_size for each in below), max(times, default=facts.st_mtime_ns)
+
+
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file's content."""
+    """The SHA-256 of a file's content, or of that of all files of a folder."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\0".encode())
+        return digest.hexdigest()
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data.readers import Array, Recording, decode
+from cellseg.data.readers import decode
+from cellseg.data.recording import LARGE, Array, Recording
 from cellseg.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nd2", ".czi")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi")
 # Written into our TIFFs, so that a later run does not take them for images.
 SOFTWARE = "cellseg"
 # Names of what shows nuclei, as words of a channel's name: "DAPI", "C1-Hoechst 33342", "ch405".
@@ -28,12 +31,13 @@ def is_image(name: str) -> bool:
     return not base.startswith(".") and base.lower().endswith(SUFFIXES)
 
 
-def read_recording(source: Path | bytes, name: str = "") -> Recording:
+def read_recording(source: Path | bytes, name: str = "", by_windows: bool = False) -> Recording:
     """All planes and channels of an image file, as they were recorded.
 
     Args:
         source: The file, or its bytes.
         name: What to call it in errors; the file's path where none is given.
+        by_windows: See `decode`; the windows of such pixels are of the file's own type.
 
     Returns:
         Its pixels are uint8, uint16 or float32; no other range is promised. 1-bit becomes 0
@@ -42,12 +46,14 @@ def read_recording(source: Path | bytes, name: str = "") -> Recording:
     Raises:
         InputError: See `decode`.
     """
-    recording = decode(source, name)
-    return replace(recording, pixels=_as_number(recording.pixels))
+    recording = decode(source, name, by_windows)
+    if not isinstance(recording.pixels, np.ndarray):
+        return recording
+    return replace(recording, pixels=as_number(recording.pixels))
 
 
-def select_planes(recording: Recording, plane: str) -> Recording:
-    """A recording with all its planes or one of them.
+def planes_of(recording: Recording, plane: str) -> tuple[int, ...]:
+    """The places of the planes that are wanted; for their maximum, of all.
 
     Args:
         recording: What `read_recording` gives.
@@ -56,25 +62,43 @@ def select_planes(recording: Recording, plane: str) -> Recording:
     Raises:
         InputError: There is no such plane.
     """
-    count = len(recording.pixels)
-    if plane == "all" or (count == 1 and plane in ("max", "0")):
-        return recording
-    planes: tuple[int, ...] = ()
-    if plane == "max":
-        # Unlike `max`, it passes over NaN.
-        pixels = np.fmax.reduce(recording.pixels, axis=0, keepdims=True)
-    elif plane in map(str, range(count)):
-        pixels, planes = recording.pixels[int(plane), None], (int(plane),)
-    else:
+    count = recording.pixels.shape[0]
+    if plane in ("all", "max"):
+        return tuple(range(count))
+    if plane not in map(str, range(count)):
         raise InputError(
             f"{recording.name}: no plane {plane!r}; --data.plane can be 0 to {count - 1}, "
             "max or all"
         )
-    return replace(recording, pixels=pixels, planes=planes, plane_axes="", plane_shape=())
+    return (int(plane),)
+
+
+def select_planes(recording: Recording, plane: str) -> Recording:
+    """A recording with all its planes or one of them; see `planes_of`."""
+    places = planes_of(recording, plane)
+    if plane == "all" or len(recording.pixels) == 1:
+        return recording
+    if plane == "max":
+        # Unlike `max`, it passes over NaN.
+        pixels = np.fmax.reduce(recording.pixels, axis=0, keepdims=True)
+        places = ()
+    else:
+        pixels = recording.pixels[places[0], None]
+    return replace(recording, pixels=pixels, planes=places, plane_axes="", plane_shape=())
 
 
 def to_rgb_planes(recording: Recording, channel: str | None = None) -> tuple[Array, str]:
-    """The planes of a recording as pictures of three channels.
+    """The planes of a recording as pictures of three channels; see `channels_of`.
+
+    Returns:
+        (P, H, W, 3), which may be read-only; and a note on a choice that may be wrong, else "".
+    """
+    channels, note = channels_of(recording, channel)
+    return three(recording.pixels[..., channels]), note
+
+
+def channels_of(recording: Recording, channel: str | None) -> tuple[slice, str]:
+    """The channels to find nuclei in, one or three.
 
     Args:
         recording: What `read_recording` gives.
@@ -83,15 +107,15 @@ def to_rgb_planes(recording: Recording, channel: str | None = None) -> tuple[Arr
             shown, else the first.
 
     Returns:
-        (P, H, W, 3), which may be read-only; and a note on a choice that may be wrong, else "".
+        Where they are, and a note on a choice that may be wrong, else "".
 
     Raises:
         InputError: There is no such channel.
     """
     if recording.colour and channel is None:
-        return recording.pixels, ""
+        return slice(None), ""
     number, note = _choose_channel(recording, channel)
-    return _three(recording.pixels[..., number, None]), note
+    return slice(number, number + 1), note
 
 
 def _choose_channel(recording: Recording, channel: str | None) -> tuple[int, str]:
@@ -147,15 +171,15 @@ def _expect_one_plane(recording: Recording) -> None:
 def to_rgb(pixels: Array) -> Array:
     """Pixels (H, W) or (H, W, 1 to 4) as (H, W, 3), without what is alpha in PNG; read-only."""
     pixels = np.atleast_3d(pixels)
-    return _three(_as_number(pixels[..., : 3 if pixels.shape[2] > 2 else 1]))
+    return three(as_number(pixels[..., : 3 if pixels.shape[2] > 2 else 1]))
 
 
-def _three(pixels: Array) -> Array:
+def three(pixels: Array) -> Array:
     """One or three channels as three, without a copy."""
     return np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
 
 
-def _as_number(pixels: Array) -> Array:
+def as_number(pixels: Array) -> Array:
     """Any real type as uint8, uint16 or float32."""
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
@@ -191,21 +215,31 @@ def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
     """The two intensities that `normalise` maps to 0 and 1: percentiles of all channels.
 
     NaN and infinite pixels do not count. One pair for the three channels keeps the colours
-    of a stain apart.
+    of a stain apart. Of a large image every n-th pixel of every n-th row is looked at.
 
     Args:
-        image: (H, W, C) of any type.
+        image: (H, W, C) or (P, H, W, C) of any type.
         percentiles: Low and high, in percent.
 
     Returns:
         (2,) float64, low and high; both 0 where no pixel is finite.
     """
-    values = image
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        values = image[np.isfinite(image)]
+    step = sampling_step(image.shape[:-1])
+    return limits_of(image[..., ::step, ::step, :], percentiles)
+
+
+def limits_of(values: Array, percentiles: tuple[float, float]) -> Array:
+    """As `intensity_limits`, of all values."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        values = values[np.isfinite(values)]
         if values.size == 0:
             return np.zeros(2)
     return np.percentile(values, percentiles)
+
+
+def sampling_step(shape: Sequence[int]) -> int:
+    """Of every how many rows and columns one is enough to know the intensities of (..., H, W)."""
+    return math.ceil(math.sqrt(max(1.0, math.prod(shape) / LARGE)))
 
 
 def normalise(image: Array, limits: Array) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cellseg.data.folders import Sample, Tree
 from cellseg.data.images import read_labels
-from cellseg.data.readers import Array
+from cellseg.data.recording import Array
 from cellseg.errors import InputError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data.readers import Array
+from cellseg.data.recording import Array
 
 # albumentations asks a package index for its newest version on import unless told not to.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"

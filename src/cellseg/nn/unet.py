@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,11 +72,12 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base_channels, out_channels, 1)
         self.apply(_initialise)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, levels: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Logits of every map at every pixel.
 
         Args:
             image: (N, in_channels, H, W), H and W from 1 px up.
+            levels: What computes `levels` instead.
 
         Returns:
             (N, out_channels, H, W).
@@ -83,7 +86,12 @@ class UNet(nn.Module):
         # Pooling needs multiples of 2**depth. The border pixel is repeated to the right and
         # below (reflection would fail where the pad reaches the size), so nothing shifts.
         step = 2**self.depth
-        x = F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
+        padded = F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
+        logits = (levels or self.levels)(padded)
+        return logits[..., :height, :width]
+
+    def levels(self, x: Tensor) -> Tensor:
+        """As `forward`, of images whose sides are multiples of 2**depth."""
         skips = []
         for module in self.contracting[:-1]:
             x = module(x)
@@ -93,7 +101,7 @@ class UNet(nn.Module):
         for up, module in zip(self.up, self.expanding, strict=True):
             x = module(torch.cat([skips.pop(), up(x)], dim=1))
         logits: Tensor = self.head(x)
-        return logits[..., :height, :width]
+        return logits
 
 
 def _initialise(module: nn.Module) -> None:

@@ -28,6 +28,8 @@ SOFTWARE = f"cellseg {__version__}"
 DRAFT = re.compile(r"\.draft-[0-9a-f]{8}-")
 # Seen on black, on white, and on the pink and purple of stained tissue.
 OUTLINE = (0, 255, 64)
+# Side in px of a tile of a large label image.
+LABEL_TILE = 512
 
 
 @contextmanager
@@ -94,14 +96,70 @@ def write_labels(
     """
     import tifffile
 
+    highest = float(labels.max(initial=1))
+    with draft(path) as name:
+        tifffile.imwrite(
+            name, labels, **_tags(labels.shape, labels.dtype, highest, axes, pixel_size)
+        )
+
+
+def write_label_strips(
+    path: Path,
+    strips: Iterable[NDArray[np.uint32]],
+    shape: tuple[int, ...],
+    axes: str = "",
+    pixel_size: float | None = None,
+) -> None:
+    """Labels that come in strips (h, W), plane after plane, as a tiled BigTIFF like those above.
+
+    Args:
+        path: The file.
+        strips: The labels, as many rows at a time as there are.
+        shape: (..., H, W) of all of them.
+        axes: See `write_labels`.
+        pixel_size: In um.
+    """
+    import tifffile
+
+    with draft(path) as name:
+        tifffile.imwrite(
+            name, _tiles(strips, shape[-2]), shape=shape, dtype=np.uint32, bigtiff=True,
+            tile=(LABEL_TILE, LABEL_TILE), **_tags(shape, np.dtype(np.uint32), 1, axes, pixel_size),
+        )  # fmt: skip
+
+
+def _tiles(strips: Iterable[NDArray[Any]], height: int) -> Iterator[NDArray[Any]]:
+    """Strips of planes of some height as tiles, row by row; those at the edges are smaller."""
+    held: list[NDArray[Any]] = []
+    row = 0  # of the plane, after what is held
+    for strip in strips:
+        held.append(strip)
+        row += len(strip)
+        rows = np.concatenate(held)
+        whole = len(rows) if row == height else len(rows) // LABEL_TILE * LABEL_TILE
+        for top in range(0, whole, LABEL_TILE):
+            band = rows[top : min(top + LABEL_TILE, whole)]
+            for left in range(0, band.shape[1], LABEL_TILE):
+                yield band[:, left : left + LABEL_TILE]
+        held = [rows[whole:]]
+        row %= height
+
+
+def _tags(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    highest: float,
+    axes: str,
+    pixel_size: float | None,
+) -> dict[str, Any]:
+    """How tifffile is to write labels, see `write_labels`."""
     metadata: dict[str, Any] = {}
     resolution = None
     named = {"": "", "T": "T", "Z": "Z", "TZ": "TZ"}.get(axes, "Z" if len(axes) == 1 else None)
     # Both formats drop axes of length 1.
-    kept = named is not None and 1 not in labels.shape[:-2]
-    imagej, ome = kept and labels.dtype == np.uint16, kept and labels.dtype == np.uint32
+    kept = named is not None and 1 not in shape[:-2]
+    imagej, ome = kept and dtype == np.uint16, kept and dtype == np.uint32
     if imagej:
-        highest = float(labels.max(initial=1))
         metadata = {"LUTs": [_colours()], "Ranges": (0.0, highest), "min": 0.0, "max": highest}
     if pixel_size:
         resolution = (1 / pixel_size, 1 / pixel_size)
@@ -111,11 +169,10 @@ def write_labels(
                 metadata |= {f"PhysicalSize{side}": pixel_size, f"PhysicalSize{side}Unit": "µm"}
     if imagej or ome:
         metadata["axes"] = f"{named}YX"
-    with draft(path) as name:
-        tifffile.imwrite(
-            name, labels, imagej=imagej, ome=ome, compression="zlib", software=SOFTWARE,
-            photometric="minisblack", resolution=resolution, metadata=metadata,
-        )  # fmt: skip
+    return {
+        "imagej": imagej, "ome": ome, "compression": "zlib", "software": SOFTWARE,
+        "photometric": "minisblack", "resolution": resolution, "metadata": metadata,
+    }  # fmt: skip
 
 
 def write_probs(path: Path, probs: NDArray[np.float32]) -> None:
@@ -124,16 +181,34 @@ def write_probs(path: Path, probs: NDArray[np.float32]) -> None:
 
     with draft(path) as name:
         tifffile.imwrite(
-            name, (probs * 255 + 0.5).astype(np.uint8), compression="zlib", software=SOFTWARE,
-            photometric="minisblack",
+            name, to_bytes(probs), compression="zlib", software=SOFTWARE, photometric="minisblack"
+        )
+
+
+def to_bytes(fractions: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0 to 1 as 0 to 255."""
+    return (fractions * 255 + 0.5).astype(np.uint8)
+
+
+@contextmanager
+def probs_on_disk(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+    """A file like that of `write_probs`, uncompressed, as an array to be filled in the block."""
+    import tifffile
+
+    with draft(path) as name:
+        content = tifffile.memmap(
+            name, shape=shape, dtype=np.uint8, bigtiff=True, software=SOFTWARE,
+            photometric="minisblack", metadata=None,
         )  # fmt: skip
+        yield content
+        content.flush()
 
 
 def outlined(image: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.uint8]:
     """The image (H, W, 3) in [0, 1] as 8 bit, with the outlines of its nuclei."""
     from skimage.segmentation import find_boundaries
 
-    picture: NDArray[np.uint8] = (image * 255 + 0.5).astype(np.uint8)
+    picture = to_bytes(image)
     picture[find_boundaries(labels, mode="inner")] = OUTLINE
     return picture
 
@@ -145,7 +220,7 @@ def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDAr
     ratio = side / max(labels.shape)
     if ratio < 1:
         height, width = (max(1, round(size * ratio)) for size in labels.shape)
-        picture = Image.fromarray((image * 255 + 0.5).astype(np.uint8))
+        picture = Image.fromarray(to_bytes(image))
         smaller = picture.resize((width, height), Image.Resampling.BOX)
         image = np.asarray(smaller, np.float32) / np.float32(255)
         labels = to_grid(labels, (height, width))  # outlines stay as thin as in the full image

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cellseg.data.folders import digest_of
+from cellseg.data.folders import digest_of, size_and_time
 from cellseg.errors import OutputError
 
 FOLDER = ".cellseg"
@@ -98,8 +98,8 @@ class Journal:
         if entry is None or entry.settings != settings:
             return False
         try:
-            facts = os.stat(source)
-            if facts.st_size != entry.size:
+            size, mtime = size_and_time(source)
+            if size != entry.size:
                 return False
             # A `Path` for each output of 100,000 files takes seconds.
             for name, size in entry.outputs.items():
@@ -110,7 +110,7 @@ class Journal:
         except OSError:
             return False
         # A copy has a time of its own, and the same pixels.
-        return facts.st_mtime_ns == entry.mtime or digest_of(Path(source)) == entry.sha256
+        return mtime == entry.mtime or digest_of(Path(source)) == entry.sha256
 
     def changes(self, file: str, settings: str) -> list[str]:
         """The settings in which an earlier result of a file differs from those of this run."""

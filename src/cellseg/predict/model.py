@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from cellseg.checkpoint import ARCHITECTURE, read, resolve
+from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import to_input
 from cellseg.data.images import to_rgb
+from cellseg.data.large import LargeImage
+from cellseg.data.recording import LARGE
+from cellseg.predict.tiles import margin_for, stitch, with_halo
+from cellseg.runtime import Name, choose, compile_levels
 from cellseg.task import SegmentationTask
 
 
@@ -19,18 +25,21 @@ class Model:
 
     Args:
         model: The name of a model that comes with the package, or a checkpoint.
+        runtime: See `runtime.HELP`.
 
     Attributes:
         task: The network with its decoding, `task.decoding`. Moved to a GPU by `task.cuda()`,
             it predicts there.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, runtime: Name = "auto") -> None:
         stored = read(resolve(model))
         architecture = {key.removeprefix("model."): stored.settings[key] for key in ARCHITECTURE}
         self.task = SegmentationTask(**architecture, weights=model).eval()
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
+        if choose(runtime, single_precision_on_cpu=True) == "openvino":
+            self.task.levels = compile_levels(self.task.net, default_cache_dir())
 
     def predict(
         self,
@@ -53,9 +62,20 @@ class Model:
         """
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
-        tensor = to_input(to_rgb(image), self.percentiles)[None].to(self.task.device)
+        pixels, batch = to_rgb(image), {"error": "", "diameter": diameter, "invert": invert}
         with torch.inference_mode():
-            found = self.task.predict_step(
-                {"image": tensor, "error": "", "diameter": diameter, "invert": invert}
-            )
+            if pixels[..., 0].size > LARGE:
+                return self._stitched(pixels, batch)
+            tensor = to_input(pixels, self.percentiles)[None].to(self.task.device)
+            found = self.task.predict_step({"image": tensor, **batch})
         return np.asarray(found["labels"][0])
+
+    def _stitched(self, pixels: NDArray[Any], batch: dict[str, Any]) -> NDArray[Any]:
+        """The nuclei of pixels (H, W, 3) that are too many for the network at once."""
+        large = LargeImage.of_array(pixels, self.percentiles)
+        found = self.task.predict_step({"large": large, **batch})
+        shape, scale = pixels.shape[:2], found["scale"]
+        maps = with_halo(partial(found["maps"], 0), shape, scale)
+        strips = stitch(shape, maps, self.task.decoding, margin_for(scale), lambda piece: None)
+        labels = np.concatenate([strip.copy() for strip, _ in strips])
+        return labels if labels.max() > 65535 else labels.astype(np.uint16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain
@@ -34,8 +34,8 @@ UNSURE = 0.86
 
 
 @dataclass(frozen=True)
-class Result:
-    """The nuclei of one file, with what was recorded of them.
+class About:
+    """What is known of an image besides its pixels.
 
     Attributes:
         file: Relative POSIX name.
@@ -43,10 +43,6 @@ class Result:
         planes: Index of each plane in the file; empty for a file of one plane.
         axes: What the planes are, such as "TZ", with as many numbers of them in `shape`.
         shape: Of the planes; their product is P.
-        labels: (P, H, W).
-        probs: (P, H, W) foreground probability.
-        image: (P, H, W, 3) in [0, 1], as the network saw it.
-        pixels: (P, H, W, C) as recorded.
         channels: Names of the C channels.
         pixel_size: In um, or None.
         scale: Factor by which the image was enlarged for the network.
@@ -58,131 +54,205 @@ class Result:
     planes: Sequence[int]
     axes: str
     shape: tuple[int, ...]
-    labels: Array
-    probs: NDArray[np.float32]
-    image: NDArray[np.float32]
-    pixels: Array
     channels: Sequence[str]
     pixel_size: float | None
     scale: float
     note: str
 
+    @property
+    def plane_names(self) -> list[str]:
+        """What the tables call the planes."""
+        return [str(plane) for plane in self.planes] or [""]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The nuclei of an image.
+
+    Attributes:
+        labels: (P, H, W).
+        probs: (P, H, W) foreground probability.
+        image: (P, H, W, 3) in [0, 1], as the network saw it.
+        pixels: (P, H, W, C) as recorded.
+    """
+
+    labels: Array
+    probs: NDArray[np.float32]
+    image: NDArray[np.float32]
+    pixels: Array
+
+
+class Outputs:
+    """Where the results of an image go.
+
+    Args:
+        dir: The results folder.
+        stem: What its files are called.
+        keep: Puts aside what the tables of the run need, and gives its place.
+
+    Attributes:
+        written: Names of the files, relative to the folder.
+    """
+
+    def __init__(self, dir: Path, stem: str, keep: Callable[[str], Any]) -> None:
+        self.dir = dir
+        self.stem = stem
+        self.keep = keep
+        self.written: list[str] = []
+
+    def path(self, ending: str) -> Path:
+        """Where the file goes whose name ends in this."""
+        self.written.append(self.stem + ending)
+        return self.dir / self.written[-1]
+
 
 def write_results(
-    result: Result, dir: Path, formats: Collection[str], expand: float
-) -> tuple[dict[str, Any], list[str]]:
+    about: About, result: Result, outputs: Outputs, formats: Collection[str], expand: float
+) -> dict[str, Any]:
     """Write the files of one image.
 
     Args:
-        result: The image's.
-        dir: The results folder.
+        about: The image.
+        result: Its nuclei.
+        outputs: Where the files go.
         formats: Which of `FORMATS`.
         expand: Width of the ring that is measured around each nucleus.
 
     Returns:
-        What the journal keeps for the tables of the run: `rows` of the summary, the parts of
-        `objects` as CSV, each with a header, those of `rle` without, `thumbnail` in base 64, and
-        `diameters`, how many nuclei there are of each whole number of px; and the names of the
-        files, relative to `dir`.
+        What the journal keeps for the tables of the run: `rows` of the summary; `diameters`, how
+        many nuclei there are of each whole number of px; the name of the `overlay`; and where it
+        keeps the parts of `objects` as CSV, each with a header, those of `rle` without, and the
+        `thumbnail` in base 64.
     """
-    written: list[str] = []
-
-    def path(ending: str) -> Path:
-        written.append(result.stem + ending)
-        return dir / written[-1]
 
     def shaped(planes: Array) -> Array:  # as the file has them
-        return planes.reshape(*result.shape, *planes.shape[1:])
+        return planes.reshape(*about.shape, *planes.shape[1:])
 
-    flat = result.labels if result.planes else result.labels[0]
-    kept: dict[str, Any] = {"rows": list(_rows(result)), "diameters": _diameters(result.labels)}
+    areas = [np.bincount(plane.ravel())[1:] for plane in result.labels]
+    kept: dict[str, Any] = {"rows": [], "diameters": diameter_counts(areas)}
+    for place, labels in enumerate(result.labels):
+        inside = result.probs[place][labels > 0]
+        confidence = float(inside.mean()) if inside.size else None
+        kept["rows"].append(summary_row(about, place, labels.shape, areas[place], confidence))
     if "labels" in formats:
-        write_labels(path("_labels.tif"), shaped(result.labels), result.axes, result.pixel_size)
+        path = outputs.path("_labels.tif")
+        write_labels(path, shaped(result.labels), about.axes, about.pixel_size)
     if "probs" in formats:
-        write_probs(path("_probs.tif"), shaped(result.probs))
+        write_probs(outputs.path("_probs.tif"), shaped(result.probs))
     if {"overlay", "report"} & set(formats):
         # Of a stack, the plane with the most nuclei.
-        best = int(np.argmax([plane.max() for plane in result.labels]))
+        best = int(np.argmax([len(plane) for plane in areas]))
         picture = overlay(result.image[best], result.labels[best], SIDE)
-        if "overlay" in formats:
-            write_overlay(path("_overlay.png"), picture)
-            kept["overlay"] = written[-1]
-        if "report" in formats:
-            kept["thumbnail"] = base64.b64encode(thumbnail(picture)).decode()
+        kept |= write_picture(picture, outputs, formats)
+    columns: dict[str, Array] = {}
     if {"table", "parquet", "geojson"} & set(formats):
-        columns = _measurements(result, expand)
-        if {"table", "parquet"} & set(formats):
-            kept["objects"] = [_csv(result, columns)]
-        if "geojson" in formats:
-            from cellseg.predict.outlines import write_geojson
-
-            numbers = {name: column for name, column in columns.items() if name != "label"}
-            write_geojson(path(".geojson"), flat, numbers)
-    if {"rois", "rle", "coco"} & set(formats):
-        from cellseg.predict.outlines import RLE_COLUMNS, rle_rows, write_coco, write_rois
-
-        if "rois" in formats:
-            write_rois(path("_rois.zip"), flat)
-        if "coco" in formats:
-            write_coco(path("_coco.json"), result.file, flat)
-        if "rle" in formats:
-            lines = StringIO()
-            table = csv.DictWriter(lines, RLE_COLUMNS, lineterminator="\n")
-            table.writerows(rle_rows(result.stem, flat))
-            kept["rle"] = [lines.getvalue()]
-    return kept, written
+        columns = _measurements(about, result, expand)
+    if {"table", "parquet"} & set(formats):
+        names = zip(about.plane_names, map(len, areas), strict=True)
+        planes = list(chain.from_iterable([name] * count for name, count in names))
+        kept["objects"] = [outputs.keep(table_text(about.file, planes, columns))]
+    flat = result.labels if about.planes else result.labels[0]
+    return kept | write_outlines(about, flat, columns, outputs, formats)
 
 
-def _rows(result: Result) -> Iterator[dict[str, Any]]:
-    for place, labels in enumerate(result.labels):
-        areas = np.bincount(labels.ravel())[1:]
-        inside = result.probs[place][labels > 0] if labels.any() else np.ones(1)
-        median = float(np.median(areas)) if len(areas) else 0.0
-        yield {
-            "file": result.file,
-            "plane": result.planes[place] if result.planes else "",
-            "status": "ok",
-            "height": labels.shape[0],
-            "width": labels.shape[1],
-            "scale": f"{result.scale:.3g}",
-            "nuclei": len(areas),
-            "median_area_px": f"{median:g}" if len(areas) else "",
-            "median_diameter_px": f"{np.sqrt(4 / np.pi * median):.1f}" if len(areas) else "",
-            "confidence": f"{inside.mean():.3f}" if len(areas) else "",
-            "unusual": f"confidence below {UNSURE:g}" if inside.mean() < UNSURE else "",
-            "message": result.note,
-        }
+def write_picture(
+    picture: NDArray[np.uint8], outputs: Outputs, formats: Collection[str]
+) -> dict[str, Any]:
+    """Write an image with its outlines; see `write_results`."""
+    kept = {}
+    if "overlay" in formats:
+        write_overlay(outputs.path("_overlay.png"), picture)
+        kept["overlay"] = outputs.written[-1]
+    if "report" in formats:
+        kept["thumbnail"] = outputs.keep(base64.b64encode(thumbnail(picture)).decode())
+    return kept
 
 
-def _diameters(labels: Array) -> list[int]:
+def write_outlines(
+    about: About,
+    labels: Array,
+    columns: Mapping[str, Array],
+    outputs: Outputs,
+    formats: Collection[str],
+) -> dict[str, Any]:
+    """Write the formats of outlines and runs; see `write_results`.
+
+    Args:
+        about: The image.
+        labels: (H, W), or (P, H, W) of a stack.
+        columns: The measurements, for GeoJSON.
+        outputs: Where the files go.
+        formats: Which of `FORMATS`.
+    """
+    from cellseg.predict import outlines
+
+    if "geojson" in formats:
+        numbers = {name: column for name, column in columns.items() if name != "label"}
+        outlines.write_geojson(outputs.path(".geojson"), labels, numbers)
+    if "rois" in formats:
+        outlines.write_rois(outputs.path("_rois.zip"), labels)
+    if "coco" in formats:
+        outlines.write_coco(outputs.path("_coco.json"), about.file, labels)
+    if "rle" not in formats:
+        return {}
+    lines = StringIO()
+    table = csv.DictWriter(lines, outlines.RLE_COLUMNS, lineterminator="\n")
+    table.writerows(outlines.rle_rows(about.stem, labels))
+    return {"rle": [outputs.keep(lines.getvalue())]}
+
+
+def summary_row(
+    about: About,
+    place: int,
+    shape: Sequence[int],
+    areas: Array,
+    confidence: float | None,
+) -> dict[str, Any]:
+    """The row of one plane, of shape (H, W); its confidence is None without nuclei."""
+    median = float(np.median(areas)) if len(areas) else 0.0
+    unsure = confidence is not None and confidence < UNSURE
+    return {
+        "file": about.file,
+        "plane": about.plane_names[place],
+        "status": "ok",
+        "height": shape[0],
+        "width": shape[1],
+        "scale": f"{about.scale:.3g}",
+        "nuclei": len(areas),
+        "median_area_px": f"{median:g}" if len(areas) else "",
+        "median_diameter_px": f"{np.sqrt(4 / np.pi * median):.1f}" if len(areas) else "",
+        "confidence": "" if confidence is None else f"{confidence:.3f}",
+        "unusual": f"confidence below {UNSURE:g}" if unsure else "",
+        "message": about.note,
+    }
+
+
+def diameter_counts(areas: Sequence[Array]) -> list[int]:
     """How many nuclei have an equivalent diameter that rounds to 0, 1, 2, … px."""
-    areas = np.concatenate([np.bincount(plane.ravel())[1:] for plane in labels])
-    counts: list[int] = np.bincount(np.rint(np.sqrt(4 / np.pi * areas)).astype(int)).tolist()
+    diameters = np.sqrt(4 / np.pi * np.concatenate(areas))
+    counts: list[int] = np.bincount(np.rint(diameters).astype(int)).tolist()
     return counts
 
 
-def _measurements(result: Result, expand: float) -> dict[str, Array]:
+def _measurements(about: About, result: Result, expand: float) -> dict[str, Array]:
     """The columns of all planes, one below the other."""
     from cellseg.predict.measure import measure
 
     planes = [
-        measure(labels, pixels, result.channels, probs, result.pixel_size, expand)
+        measure(labels, pixels, about.channels, probs, about.pixel_size, expand)
         for labels, pixels, probs in zip(result.labels, result.pixels, result.probs, strict=True)
     ]
     return {name: np.concatenate([plane[name] for plane in planes]) for name in planes[0]}
 
 
-def _csv(result: Result, columns: Mapping[str, Array]) -> str:
+def table_text(file: str, planes: Sequence[str], columns: Mapping[str, Array]) -> str:
+    """Measurements as CSV with a header; each nucleus has the name of its plane."""
     lines = StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(["file", "plane", *columns])
-    names = [str(plane) for plane in result.planes] or [""]
-    planes = chain.from_iterable(
-        [name] * int(labels.max()) for name, labels in zip(names, result.labels, strict=True)
-    )
     texts = [_texts(column) for column in columns.values()]
     for plane, *values in zip(planes, *texts, strict=True):
-        table.writerow([result.file, plane, *values])
+        table.writerow([file, plane, *values])
     return lines.getvalue()
 
 

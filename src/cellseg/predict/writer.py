@@ -20,11 +20,16 @@ from cellseg.data.folders import Shard
 from cellseg.errors import InputError, OutputError
 from cellseg.predict.formats import is_whole, sweep, write_json
 from cellseg.predict.journal import Journal
+from cellseg.predict.large import LargeResult
 from cellseg.predict.processes import SIGTERM, Processes
-from cellseg.predict.results import FORMATS, Result, write_results
+from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
 from cellseg.predict.tables import write_tables
 
 log = logging.getLogger(__name__)
+
+
+class StoppedError(Exception):
+    """The work on an image was given up."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -132,9 +137,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         if not batch["repeat"]:
             try:
-                self._write(batch, prediction)
+                self._write(batch, prediction, pl_module.decoding)
             except OutputError as error:
                 self.processes.stop(str(error))
+            except StoppedError:
+                pass
         self._since = time.monotonic()
         if self.processes.stopped():
             raise StopIteration  # which ends Lightning's loop
@@ -177,7 +184,14 @@ class PredictionWriter(BasePredictionWriter):
             log.info("%s: damaged, done again", self.dir / damaged[0])
         return not damaged
 
-    def _write(self, batch: Mapping[str, Any], prediction: Mapping[str, Any]) -> None:
+    def _tick(self) -> None:
+        """Leave a large image in its middle."""
+        if self.processes.stopped():
+            raise StoppedError
+
+    def _write(
+        self, batch: Mapping[str, Any], prediction: Mapping[str, Any], decoding: Any
+    ) -> None:
         assert self.dir is not None and self.journal is not None
         file = batch["file"]
         if batch["error"]:
@@ -185,31 +199,34 @@ class PredictionWriter(BasePredictionWriter):
             row = {"file": file, "status": "error", "seconds": seconds, "message": batch["error"]}
             self.journal.add_failure(file, row)
             return
-        result = Result(
+        about = About(
             file=file,
             stem=batch["stem"],
             planes=batch["planes"],
             axes=batch["axes"],
             shape=tuple(batch["shape"]),
-            labels=prediction["labels"],
-            probs=prediction["probs"],
-            image=batch["image"].permute(0, 2, 3, 1).cpu().numpy(),
-            pixels=batch["pixels"].cpu().numpy(),
             channels=batch["channels"],
             pixel_size=batch["pixel_size"],
             scale=prediction["scale"],
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
-        kept, written = write_results(result, self.dir, self.formats, self.expand)
+        outputs = Outputs(self.dir, about.stem, self.journal.keep)
+        if "large" in batch:
+            large = LargeResult(about, batch["large"], prediction["maps"], decoding, self._tick)
+            kept = large.write(outputs, self.formats, self.expand)
+        else:
+            result = Result(
+                labels=prediction["labels"],
+                probs=prediction["probs"],
+                image=batch["image"].permute(0, 2, 3, 1).cpu().numpy(),
+                pixels=batch["pixels"].cpu().numpy(),
+            )
+            kept = write_results(about, result, outputs, self.formats, self.expand)
         share = (time.monotonic() - self._since) / len(kept["rows"])
         kept["rows"] = [{**row, "seconds": f"{share:.3f}"} for row in kept["rows"]]
-        for name in kept.keys() & {"objects", "rle"}:
-            kept[name] = [self.journal.keep(part) for part in kept[name]]
-        if "thumbnail" in kept:
-            kept["thumbnail"] = self.journal.keep(kept["thumbnail"])
-        outputs = {name: (self.dir / name).stat().st_size for name in written}
+        sizes = {name: (self.dir / name).stat().st_size for name in outputs.written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
-        self.journal.add(file, {**facts, "settings": self._key, "outputs": outputs, **kept})
+        self.journal.add(file, {**facts, "settings": self._key, "outputs": sizes, **kept})
 
 
 def _adapted(prediction: Mapping[str, Any]) -> str:

@@ -1,0 +1,123 @@
+"""Images that are too large to be held whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellseg.data.images import (
+    as_number,
+    channels_of,
+    limits_of,
+    normalise,
+    planes_of,
+    sampling_step,
+    three,
+)
+from cellseg.data.recording import COLOURS, Array, Recording, Windows
+
+# Side in px of the windows that are read to look at the whole.
+WINDOW = 1024
+
+
+class LargeImage:
+    """An image of which windows are read as they are needed; each process reads for itself.
+
+    Args:
+        recording: Its pixels are an array or `Windows`.
+        plane: See `images.select_planes`.
+        channel: See `images.channels_of`.
+        percentiles: See `images.intensity_limits`.
+
+    Attributes:
+        shape: (P, H, W) of the planes to predict.
+        planes: Their numbers in the file; empty for a file of one plane, or for a projection.
+        axes: What the planes are; empty unless all of them are taken.
+        sizes: How many of each there are; their product is P.
+        note: On a choice of channel that may be wrong, and on pixels that are no numbers.
+        sample: Plane, rows and columns of the window whose intensities vary most.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        plane: str,
+        channel: str | None,
+        percentiles: tuple[float, float],
+    ) -> None:
+        places = planes_of(recording, plane)
+        self._pixels = recording.pixels
+        self._channels, note = channels_of(recording, channel)
+        # Of each plane to predict, those of which it is the maximum.
+        self._places = [places] if plane == "max" else [(place,) for place in places]
+        whole = plane == "all" or len(places) == 1 == recording.pixels.shape[0]
+        self.planes = recording.planes if whole else () if plane == "max" else places
+        self.axes, self.sizes = (recording.plane_axes, recording.plane_shape) if whole else ("", ())
+        self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
+        try:
+            self._look(percentiles)
+        finally:
+            self.close()
+        self.note = "; ".join(filter(None, [note, left_out(self._bad)]))
+
+    @classmethod
+    def of_array(cls, pixels: Array, percentiles: tuple[float, float]) -> LargeImage:
+        """A picture (H, W, 3)."""
+        recording = Recording("", pixels[None], (), "", (), COLOURS, True, None)
+        return cls(recording, "all", None, percentiles)
+
+    def recorded(self, plane: int, rows: slice, columns: slice) -> Array:
+        """A window (h, w, C) of all channels."""
+        windows = [as_number(self._pixels[place, rows, columns]) for place in self._places[plane]]
+        return windows[0] if len(windows) == 1 else np.fmax.reduce(windows)
+
+    def image(self, plane: int, rows: slice, columns: slice) -> Tensor:
+        """A window (3, h, w) as the network takes it: normalised by the limits of the whole."""
+        pixels = three(self.recorded(plane, rows, columns)[..., self._channels])
+        image = normalise(pixels, self._limits)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    def close(self) -> None:
+        """Close the file for now."""
+        if isinstance(self._pixels, Windows):
+            self._pixels.close()
+
+    def _look(self, percentiles: tuple[float, float]) -> None:
+        """Find the limits of the intensities and the sample in one pass over the pixels."""
+        planes, height, width = self.shape
+        step = sampling_step(self.shape)
+        probe = self.recorded(0, slice(1), slice(1))[..., self._channels]
+        shape = (planes, -(-height // step), -(-width // step), probe.shape[-1])
+        seen = np.empty(shape, probe.dtype)
+        self._bad = 0
+        most = -1.0
+        for plane, rows, columns in self._windows(step * math.ceil(WINDOW / step)):
+            window = self.recorded(plane, rows, columns)[..., self._channels]
+            self._bad += int(window[..., 0].size - np.isfinite(window[..., 0]).sum())
+            window = window[::step, ::step]
+            top, left = rows.start // step, columns.start // step
+            seen[plane, top : top + window.shape[0], left : left + window.shape[1]] = window
+            spread = float(np.nan_to_num(window.astype(np.float64)).std())
+            if spread > most:
+                most, self.sample = spread, (plane, rows, columns)
+        self._limits = limits_of(three(seen), percentiles)
+
+    def _windows(self, side: int) -> Iterator[tuple[int, slice, slice]]:
+        planes, height, width = self.shape
+        for plane in range(planes):
+            for top in range(0, height, side):
+                for left in range(0, width, side):
+                    yield (
+                        plane,
+                        slice(top, min(top + side, height)),
+                        slice(left, min(left + side, width)),
+                    )
+
+
+def left_out(bad: int) -> str:
+    """A note on pixels that are no numbers."""
+    return f"{bad} NaN or infinite values were left out" if bad else ""

@@ -1,0 +1,76 @@
+"""Read OME-Zarr, a folder of chunks, whole or by windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellseg.data.recording import (
+    LARGE,
+    Array,
+    Opened,
+    Recording,
+    Windows,
+    arrange,
+    check_memory,
+    in_micrometres,
+)
+
+# OME writes units out.
+UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm"}
+
+
+def read_zarr(path: Path, name: str, by_windows: bool) -> Recording:
+    """The image of a folder at full size.
+
+    Args:
+        path: A zarr array, or a group with the `multiscales` of OME-Zarr 0.4 or 0.5.
+        name: For errors.
+        by_windows: Whether a large one is to be read window by window later.
+
+    Raises:
+        InputError: The memory cannot hold it.
+    """
+    pixels, axes, names, pixel_size = _image(path)
+    shape = dict(zip(axes, pixels.shape, strict=True))
+    corner = np.zeros([1 if axis in "YX" else size for axis, size in shape.items()], pixels.dtype)
+    recording = arrange(name, corner, axes, False, names, pixel_size)
+    windows = Windows(recording, (shape["Y"], shape["X"]), partial(_open, path))
+    if by_windows and math.prod(windows.shape[:3]) > LARGE:
+        return replace(recording, pixels=windows)
+    check_memory(name, math.prod(pixels.shape) * pixels.dtype.itemsize)
+    return arrange(name, np.asarray(pixels[...]), axes, False, names, pixel_size)
+
+
+def _open(path: Path) -> Opened:
+    pixels, axes, _, _ = _image(path)
+
+    def convert(window: Array) -> tuple[Array, str, bool]:
+        return window, axes, False
+
+    return Opened(pixels, axes, convert, lambda: None)
+
+
+def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
+    """The array at full size, its axes, the names of its channels, the size of a pixel in um."""
+    import zarr
+
+    found = zarr.open(path, mode="r")
+    if isinstance(found, zarr.Array):
+        return found, "TCZYX"[-found.ndim :], (), None
+    attributes: Any = found.attrs.get("ome", found.attrs)
+    scales = attributes["multiscales"][0]
+    full = scales["datasets"][0]
+    axes = "".join(axis["name"].upper() for axis in scales["axes"])
+    names = [channel.get("label") for channel in attributes.get("omero", {}).get("channels", ())]
+    last = scales["axes"][-1]
+    unit = UNITS.get(last.get("unit", ""), "")
+    sizes = [t["scale"][-1] for t in full.get("coordinateTransformations", ()) if "scale" in t]
+    pixel_size = in_micrometres(float(math.prod(sizes)), unit) if sizes else None
+    return found[full["path"]], axes, names, pixel_size

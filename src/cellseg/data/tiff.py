@@ -1,0 +1,202 @@
+"""Decode TIFF with its many variants, whole or by windows."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from cellseg.data.recording import (
+    COLOURS,
+    LARGE,
+    Array,
+    File,
+    Opened,
+    Recording,
+    Windows,
+    arrange,
+    check_memory,
+    check_ratio,
+    in_micrometres,
+)
+from cellseg.errors import InputError
+
+# Photometric interpretations that need no conversion: white is 0, black is 0, RGB, palette.
+PLAIN = (0, 1, 2, 3)
+# Bytes of the largest tile or strip, which is decoded as one for whatever part of it is read.
+LARGEST_CHUNK = 64 * 2**20
+
+
+def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recording | None:
+    """A TIFF as it was recorded; None where its colours are for others to convert, as of CMYK.
+
+    Args:
+        file: The open file.
+        name: For errors.
+        by_windows: Its path, where a large one is to be read window by window later, as far as
+            the file allows that.
+
+    Raises:
+        InputError: See `readers.decode`.
+    """
+    import tifffile
+
+    # Each file for itself, although OME-TIFF may name others that go with it.
+    with tifffile.TiffFile(file, _multifile=False) as tiff:
+        series = _single_image(tiff, name)
+        page = series.keyframe
+        check_ratio(name, series.nbytes, file)
+        if _is_cut_off(tiff, series):
+            raise InputError(f"{name}: the file is cut off")
+        jpeg = page.compression == tifffile.COMPRESSION.JPEG
+        if page.photometric not in PLAIN and not (
+            jpeg and page.photometric == tifffile.PHOTOMETRIC.YCBCR
+        ):
+            return None
+        names, pixel_size = _metadata(tiff, page)
+        if by_windows is not None and _has_windows(series):
+            # All but the pixels follows from the axes: one pixel of each plane has them too.
+            sizes = [1 if a in "YX" else n for a, n in zip(series.axes, series.shape, strict=True)]
+            pixels, axes, colour = _converted(np.zeros(sizes, series.dtype), series.axes, page)
+            recording = arrange(name, pixels, axes, colour, names, pixel_size)
+            sides = (_side(series, "Y"), _side(series, "X"))
+            windows = Windows(recording, sides, partial(_open, by_windows, name))
+            if math.prod(windows.shape[:3]) > LARGE:
+                return replace(recording, pixels=windows)
+        check_memory(name, series.nbytes)
+        pixels, axes, colour = _converted(series.asarray(), series.axes, page)
+        return arrange(name, pixels, axes, colour, names, pixel_size)
+
+
+def _open(path: Path, name: str) -> Opened:
+    import tifffile
+
+    tiff = tifffile.TiffFile(path, _multifile=False)
+    series = _single_image(tiff, name)
+
+    def convert(window: Array) -> tuple[Array, str, bool]:
+        return _converted(window, series.axes, series.keyframe)
+
+    return Opened(_lazily(series), series.axes, convert, tiff.close)
+
+
+def _lazily(series: Any) -> Any:
+    """The pixels of a series as an array that is read where it is indexed."""
+    if series.keyframe.is_memmappable and series.dataoffset is not None:
+        return series.asarray(out="memmap")
+    import zarr
+
+    return zarr.open_array(series.aszarr(level=0), mode="r")
+
+
+def _has_windows(series: Any) -> bool:
+    """Whether parts of the pixels can be read without the rest."""
+    page = series.keyframe
+    if page.is_memmappable and series.dataoffset is not None:
+        return True
+    return bool(math.prod(page.chunks) * page.dtype.itemsize <= LARGEST_CHUNK)
+
+
+def _side(series: Any, axis: str) -> int:
+    return int(series.shape[series.axes.index(axis)])
+
+
+def _single_image(tiff: Any, name: str) -> Any:
+    """The series to segment; of a slide the one at full size, which comes first."""
+    if tiff.is_svs:
+        return tiff.series[0]
+    # Smaller copies besides the image: thumbnails, and pyramids that are not OME's.
+    images = [s for s in tiff.series if not s.keyframe.is_reduced] or list(tiff.series)
+    if not images:
+        raise InputError(f"{name}: no image in it; the file is cut off or damaged")
+    if len(images) > 1:
+        raise InputError(f"{name}: holds {len(images)} images; save the one to segment alone")
+    return images[0]
+
+
+def _converted(pixels: Array, axes: str, page: Any) -> tuple[Array, str, bool]:
+    """Pixels with white above black, without alpha and palette; their axes; whether in colour."""
+    import tifffile
+
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = -pixels if pixels.dtype.kind == "f" else ~pixels
+    samples, alpha = page.samplesperpixel, bool(page.extrasamples and page.extrasamples[-1])
+    colour = samples - alpha == 3 or (samples == 4 and page.photometric == tifffile.PHOTOMETRIC.RGB)
+    if alpha and not colour and "S" in axes:
+        pixels = pixels.take(range(samples - 1), axis=axes.index("S"))
+    # The palettes of channels only say in which colour ImageJ shows them.
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and "C" not in axes:
+        # 16-bit entries, in which an 8-bit colour v is stored as v * 257.
+        palette = (np.asarray(page.colormap) >> 8).T.astype(np.uint8)
+        colour = bool((palette != palette[:, :1]).any())
+        pixels = palette[pixels] if colour else palette[pixels, 0]
+        axes += "S" * colour
+    return pixels, axes, colour
+
+
+def _is_cut_off(tiff: Any, series: Any) -> bool:
+    size = tiff.filehandle.size
+    if _next_page(tiff) >= size:
+        return True
+    if series.dataoffset is not None:  # in one piece, of which ImageJ may list only the start
+        return bool(series.dataoffset + series.nbytes > size)
+    return any(
+        page is None
+        # Decoders fill up what a cut-off strip lacks.
+        or any(
+            offset + count > size
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+        )
+        for page in series.pages
+    )
+
+
+def _next_page(tiff: Any) -> int:
+    """Where the page after the last one found should be; 0 where there is none."""
+    file, layout = tiff.filehandle, tiff.tiff
+    file.seek(tiff.pages[-1].offset)
+    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(tags * layout.tagsize, os.SEEK_CUR)
+    (offset,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
+    return int(offset)
+
+
+def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None]:
+    """Names of the channels, where there are any, and the size of a pixel in um."""
+    names: Sequence[str | None] = ()
+    pixel_size = None
+    if tiff.is_ome:
+        with suppress(ElementTree.ParseError):
+            image = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
+            if image is not None:
+                names = [channel.get("Name") for channel in image.iterfind("{*}Channel")]
+                width = float(image.get("PhysicalSizeX", "nan"))
+                pixel_size = in_micrometres(width, image.get("PhysicalSizeXUnit", "um"))
+    elif tiff.is_imagej:
+        metadata = tiff.imagej_metadata or {}
+        count = metadata.get("channels", 0)
+        # Labels are per plane, the channel running fastest.
+        names = list(metadata.get("Labels") or ())[:count]
+        if count > 1 and not names:  # of a single channel the table is no list
+            names = [_lut_colour(lut) for lut in metadata.get("LUTs", ())]
+        if page.resolution[0]:
+            pixel_size = in_micrometres(1 / page.resolution[0], str(metadata.get("unit")))
+    if pixel_size is None and page.resolution[0]:
+        unit = {2: "inch", 3: "cm"}.get(page.resolutionunit, "")
+        pixel_size = in_micrometres(1 / page.resolution[0], unit)
+    return names, pixel_size
+
+
+def _lut_colour(lut: Array) -> str | None:
+    """The colour that a look-up table (3, 256) runs to, where it is a pure one."""
+    brightest = lut[:, -1]
+    return COLOURS[brightest.argmax()] if np.count_nonzero(brightest) == 1 else None

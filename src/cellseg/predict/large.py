@@ -1,0 +1,214 @@
+"""The results of an image that is too large to be held whole: its nuclei tile by tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cellseg.instances import Decoding
+from cellseg.predict.formats import outlined, probs_on_disk, to_bytes, write_label_strips
+from cellseg.predict.measure import measure
+from cellseg.predict.results import (
+    FORMATS,
+    SIDE,
+    About,
+    Outputs,
+    diameter_counts,
+    summary_row,
+    table_text,
+    write_outlines,
+    write_picture,
+)
+from cellseg.predict.tiles import TILE, Maps, Piece, margin_for, stitch, with_halo
+
+Array = NDArray[Any]
+
+# Pixels of the largest label image that is held whole, as the formats of outlines need it.
+LARGEST_OUTLINED = 2**27
+OUTLINES = {"rois", "geojson", "rle", "coco"}
+
+
+class LargeResult:
+    """The nuclei of a large image, found and written while it is read.
+
+    Args:
+        about: The image.
+        image: Its windows, see `data.large.LargeImage`.
+        maps: Gives the maps (C, h, w) of a plane, rows and columns.
+        decoding: How they become nuclei.
+        tick: Called before each tile; what it raises ends the work.
+    """
+
+    def __init__(
+        self,
+        about: About,
+        image: Any,
+        maps: Callable[[int, slice, slice], NDArray[np.float32]],
+        decoding: Decoding,
+        tick: Callable[[], None],
+    ) -> None:
+        self.about = about
+        self.image = image
+        self.maps = maps
+        self.decoding = decoding
+        self.tick = tick
+        self.shape: tuple[int, int, int] = image.shape
+        # The overlay shows one pixel of so many a side: a power of 2, since tiles are multiples.
+        self._step = 2 ** max(0, math.ceil(math.log2(max(self.shape[1:]) / SIDE)))
+        self._rows: list[dict[str, Any]] = []
+        self._areas: list[Array] = []  # of each plane
+        self._tables: list[Any] = []
+        self._columns: list[dict[str, Array]] = []  # of each tile, where outlines need them
+        self._picture = np.zeros((1, 1, 3), np.uint8)  # of the plane with the most nuclei
+
+    def write(self, outputs: Outputs, formats: Collection[str], expand: float) -> dict[str, Any]:
+        """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED`."""
+        shape = (*self.about.shape, *self.shape[1:])
+        outlines = [name for name in FORMATS if name in OUTLINES and name in formats]
+        outlining = bool(outlines) and math.prod(shape) <= LARGEST_OUTLINED
+        if outlines and not outlining:
+            note = f"{', '.join(outlines)} left out: more than {LARGEST_OUTLINED:,} px"
+            self.about = replace(self.about, note="; ".join(filter(None, [self.about.note, note])))
+        whole = np.zeros(self.shape, np.uint32) if outlining else None
+        with ExitStack() as files:
+            files.callback(self.image.close)
+            probs = None
+            if "probs" in formats:
+                on_disk = probs_on_disk(outputs.path("_probs.tif"), shape)
+                probs = files.enter_context(on_disk).reshape(self.shape)
+            strips = self._strips(outputs, set(formats), expand, probs, whole)
+            if "labels" in formats:
+                path = outputs.path("_labels.tif")
+                write_label_strips(path, strips, shape, self.about.axes, self.about.pixel_size)
+            for _ in strips:  # all where no labels are written; else what comes after the last
+                pass
+        kept: dict[str, Any] = {"rows": self._rows, "diameters": diameter_counts(self._areas)}
+        kept |= {"objects": self._tables} if {"table", "parquet"} & set(formats) else {}
+        kept |= write_picture(self._picture, outputs, formats)
+        if whole is not None:
+            labels = whole if self.about.planes else whole[0]
+            names = self._columns[0]
+            columns = {n: np.concatenate([tile[n] for tile in self._columns]) for n in names}
+            kept |= write_outlines(self.about, labels, columns, outputs, formats)
+        return kept
+
+    def _strips(
+        self,
+        outputs: Outputs,
+        formats: set[str],
+        expand: float,
+        probs: NDArray[np.uint8] | None,
+        whole: NDArray[np.uint32] | None,
+    ) -> Iterator[NDArray[np.uint32]]:
+        """The labels of all planes from top to bottom, (h, W) at a time.
+
+        Args:
+            outputs: Where the tables go.
+            formats: What is asked for.
+            expand: See `measure`.
+            probs: (P, H, W), to be filled.
+            whole: (P, H, W), to be filled with the labels.
+        """
+        planes, height, width = self.shape
+        margin = margin_for(self.about.scale)
+        tiles = planes * math.ceil(height / TILE) * math.ceil(width / TILE)
+        progress = tqdm(
+            total=tiles, desc=self.about.file, unit="tile", leave=False, disable=None, position=1
+        )
+        for plane in range(planes):
+            found: list[tuple[Array, float]] = []
+
+            def take(piece: Piece, plane: int = plane, found: list[Any] = found) -> None:
+                columns = self._measure(plane, piece, expand)
+                found.append((columns["area_px"], columns["area_px"] @ columns["confidence"]))
+                if whole is not None:
+                    self._columns.append(columns)
+                if piece.count and {"table", "parquet"} & formats:
+                    names = [self.about.plane_names[plane]] * piece.count
+                    text = table_text(self.about.file, names, columns)
+                    self._tables.append(outputs.keep(text))
+
+            picture = np.zeros((height // self._step, width // self._step, 3), np.uint8)
+            maps = self._maps_of(plane, progress)
+            row = 0
+            for labels, foreground in stitch((height, width), maps, self.decoding, margin, take):
+                rows = slice(row, row + len(labels))
+                if probs is not None:
+                    probs[plane, rows] = to_bytes(foreground)
+                if whole is not None:
+                    whole[plane, rows] = labels
+                if {"overlay", "report"} & formats:
+                    self._draw(picture, plane, rows, labels)
+                yield labels
+                row = rows.stop
+            areas = np.concatenate([areas for areas, _ in found])
+            total = float(sum(confidence for _, confidence in found))
+            confidence = total / areas.sum() if len(areas) else None
+            if len(areas) > max(map(len, self._areas), default=-1):
+                self._picture = picture
+            self._areas.append(areas)
+            shape = (height, width)
+            self._rows.append(summary_row(self.about, plane, shape, areas, confidence))
+        progress.close()
+
+    def _maps_of(self, plane: int, progress: tqdm[Any]) -> Maps:
+        """The maps of a tile of a plane."""
+        maps = with_halo(partial(self.maps, plane), self.shape[1:], self.about.scale)
+
+        def of_tile(rows: slice, columns: slice) -> NDArray[np.float32]:
+            self.tick()
+            tile = maps(rows, columns)
+            progress.update()
+            return tile
+
+        return of_tile
+
+    def _measure(self, plane: int, piece: Piece, expand: float) -> dict[str, Array]:
+        """The measurements of a tile's nuclei, as of the plane."""
+        labels = piece.labels
+        if not expand:  # the ring alone depends on the others
+            labels = np.where(labels <= piece.count, labels, np.uint32(0))
+        pixels = self.image.recorded(plane, piece.rows, piece.columns)
+        about = self.about
+        columns = measure(labels, pixels, about.channels, piece.probs, about.pixel_size, expand)
+        columns = {name: values[: piece.count] for name, values in columns.items()}
+        columns["label"] = columns["label"] + piece.first - 1
+        for names, offset in (
+            (("centroid_y_px", "bbox_top_px", "bbox_bottom_px"), piece.rows.start),
+            (("centroid_x_px", "bbox_left_px", "bbox_right_px"), piece.columns.start),
+        ):
+            columns |= {name: columns[name] + offset for name in names}
+        _, height, width = self.shape
+        columns["touches_border"] = (
+            (columns["bbox_top_px"] == 0)
+            | (columns["bbox_left_px"] == 0)
+            | (columns["bbox_bottom_px"] == height)
+            | (columns["bbox_right_px"] == width)
+        ).astype(int)
+        return columns
+
+    def _draw(
+        self, picture: NDArray[np.uint8], plane: int, rows: slice, labels: NDArray[np.uint32]
+    ) -> None:
+        """Put some rows of the image and its outlines into the overlay."""
+        step = self._step
+        top, width = rows.start // step, picture.shape[1] * step
+        height = min(len(labels) // step, len(picture) - top)
+        rows = slice(rows.start, rows.start + height * step)
+        blocks = []
+        for left in range(0, width, TILE):
+            columns = slice(left, min(left + TILE, width))
+            window = self.image.image(plane, rows, columns).numpy()
+            cells = window.reshape(3, height, step, -1, step)
+            blocks.append(cells.mean(axis=(2, 4)).transpose(1, 2, 0))
+        small = np.concatenate(blocks, axis=1)
+        nearest = labels[step // 2 :: step, step // 2 :: step][:height, : picture.shape[1]]
+        picture[top : top + height] = outlined(small, nearest)

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+import cellseg as package
+from cellseg.data import dataset, images, recording, tiff
+from cellseg.data.images import intensity_limits, normalise, read_recording, select_planes
+from cellseg.data.large import LargeImage
+from cellseg.data.recording import Windows
+from cellseg.data.synthetic import generate
+from cellseg.errors import InputError
+from cellseg.predict import large, model, tiles
+from cellseg.predict.processes import SIGTERM, Processes
+from conftest import cellseg, find_checkpoint
+
+Array = NDArray[Any]
+Predict = Callable[..., Path]
+
+GREY = generate(0, size=320)[0][:300, :260, 0]
+RGB = generate(2, size=320)[0][:300, :260]
+STACK = np.stack(
+    [generate(number, size=256, look="fluorescence")[0][..., 0] for number in range(6)]
+)
+EVERYTHING = {"labels", "overlay", "probs", "table", "rois", "geojson", "rle", "coco"}
+
+# How a TIFF is written that is the same picture in every way.
+TIFFS: dict[str, tuple[Array, dict[str, Any]]] = {
+    "tiles": (GREY, {"tile": (64, 48), "compression": "zlib"}),
+    "strips": (GREY, {"rowsperstrip": 16, "compression": "lzw"}),
+    "uncompressed": (GREY, {}),
+    "big": (GREY, {"bigtiff": True, "tile": (64, 64)}),
+    "16 bit": (GREY.astype(np.uint16) * 200, {"tile": (64, 64), "compression": "zlib"}),
+    "float": (GREY / np.float32(7), {"tile": (64, 64), "predictor": 3, "compression": "zlib"}),
+    "miniswhite": (GREY, {"photometric": "miniswhite", "tile": (64, 64)}),
+    "colour": (RGB, {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}),
+    "jpeg": (RGB, {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg"}),
+    "planar": (
+        RGB.transpose(2, 0, 1).copy(),
+        {"photometric": "rgb", "planarconfig": "separate", "tile": (64, 64)},
+    ),
+    "alpha": (
+        np.dstack([RGB, RGB[..., 0]]),
+        {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (64, 64)},
+    ),
+    "palette": (
+        GREY,
+        {
+            "photometric": "palette", "tile": (64, 64),
+            "colormap": np.linspace(65535, 0, 768).reshape(3, 256).astype(np.uint16),
+        },
+    ),
+    "stack": (STACK, {"imagej": True, "metadata": {"axes": "ZYX"}}),
+    "ome": (
+        STACK.reshape(2, 1, 3, 256, 256),
+        {"ome": True, "metadata": {"axes": "TZCYX"}, "tile": (64, 64), "compression": "zlib"},
+    ),
+    "hyperstack": (
+        STACK.reshape(3, 2, 256, 256), {"imagej": True, "metadata": {"axes": "ZCYX"}},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of a few tiles are large."""
+    for module in (dataset, tiff, model):
+        monkeypatch.setattr(module, "LARGE", 64 * 64)
+    for module in (tiles, large):
+        monkeypatch.setattr(module, "TILE", 128)
+    monkeypatch.setattr(tiles, "MARGIN", 64)
+
+
+@pytest.fixture
+def predict(tmp_path: Path) -> Predict:
+    """Predicts a folder with nuclei-1 and gives the folder of its results."""
+
+    def run(source: Path, out: str, *more: object) -> Path:
+        paths = ("--data.predict_dir", source, "--output.dir", tmp_path / out)
+        assert cellseg("predict", "--data.num_workers", 0, *paths, *more) == 0
+        return tmp_path / out
+
+    return run
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.parametrize("kind", TIFFS)
+@pytest.mark.usefixtures("small")
+def test_fault_12_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: Path) -> None:
+    data, options = TIFFS[kind]
+    tifffile.imwrite(tmp_path / "a.tif", data, **options)
+    whole = read_recording(tmp_path / "a.tif")
+    parts = read_recording(tmp_path / "a.tif", by_windows=True)
+    assert isinstance(parts.pixels, Windows)
+    assert parts.pixels.shape == whole.pixels.shape
+    for name in ("planes", "plane_axes", "plane_shape", "channels", "colour", "pixel_size"):
+        assert getattr(parts, name) == getattr(whole, name), name
+    windows = pickle.loads(pickle.dumps(parts.pixels))  # as they come from another process
+    _, height, width, _ = whole.pixels.shape
+    for plane in range(len(whole.pixels)):
+        for at in ((slice(0, 70), slice(30, 31)), (slice(101, height), slice(0, width))):
+            np.testing.assert_array_equal(windows[plane, *at], whole.pixels[plane, *at])
+    windows.close()
+
+
+@pytest.mark.parametrize("kind", TIFFS)
+@pytest.mark.usefixtures("small")
+def test_fault_12_a_large_image_is_normalised_as_the_whole(kind: str, tmp_path: Path) -> None:
+    data, options = TIFFS[kind]
+    tifffile.imwrite(tmp_path / "a.tif", data, **options)
+    whole = images.to_rgb_planes(read_recording(tmp_path / "a.tif"))[0]
+    image = LargeImage(read_recording(tmp_path / "a.tif", by_windows=True), "all", None, (1, 99.8))
+    expected = normalise(whole, intensity_limits(whole, (1, 99.8)))
+    assert image.shape == whole.shape[:3]
+    at = (slice(10, 200), slice(0, 90))
+    for plane in range(len(whole)):
+        window = image.image(plane, *at).numpy().transpose(1, 2, 0)
+        np.testing.assert_array_equal(window, expected[plane, *at])
+    image.close()
+
+
+def test_limits_of_a_large_image_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "LARGE", 5000)
+    pixels = np.random.default_rng(0).normal(size=(300, 260, 3)).astype(np.float32)
+    limits = intensity_limits(pixels, (1, 99.8))
+    np.testing.assert_array_equal(
+        LargeImage.of_array(pixels, (1, 99.8)).image(0, slice(300), slice(260)),
+        normalise(pixels, limits).transpose(2, 0, 1),
+    )
+    every = np.percentile(pixels, (1, 99.8))
+    assert (limits != every).all()
+    np.testing.assert_allclose(limits, every, rtol=0.1)
+
+
+@pytest.mark.parametrize("plane", ["all", "max", "2"])
+@pytest.mark.usefixtures("small")
+def test_planes_of_a_large_stack_are_chosen_as_of_a_small_one(plane: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, imagej=True, metadata={"axes": "ZYX"})
+    whole = select_planes(read_recording(tmp_path / "a.tif"), plane)
+    image = LargeImage(read_recording(tmp_path / "a.tif", by_windows=True), plane, None, (1, 99.8))
+    assert (image.planes, image.axes, image.sizes) == (
+        whole.planes, whole.plane_axes, whole.plane_shape
+    )  # fmt: skip
+    assert image.shape == whole.pixels.shape[:3]
+    for place, pixels in enumerate(whole.pixels):
+        np.testing.assert_array_equal(image.recorded(place, slice(0, 256), slice(0, 256)), pixels)
+    image.close()
+
+
+def test_the_sample_is_where_the_intensities_vary_most() -> None:
+    pixels = np.zeros((3000, 2500, 3), np.uint8)
+    pixels[2100:2300, 1200:1500] = GREY[:200, :1, None].repeat(300, 1)
+    plane, at_rows, columns = LargeImage.of_array(pixels, (1, 99.8)).sample
+    assert plane == 0
+    assert at_rows.start <= 2100 < at_rows.stop
+    assert columns.start <= 1200 < columns.stop
+
+
+def test_fault_14_pixels_that_are_no_numbers_are_told_of() -> None:
+    pixels = RGB.astype(np.float32)
+    pixels[5, 7:9] = np.nan
+    assert LargeImage.of_array(pixels, (1, 99.8)).note == "2 NaN or infinite values were left out"
+
+
+@pytest.mark.parametrize("name", ["grey", "colour", "stack"])
+def test_fault_12_results_of_a_large_image_are_those_of_the_whole(
+    name: str, predict: Predict, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "in").mkdir()
+    data = {"grey": GREY, "colour": RGB, "stack": STACK[:3]}[name]
+    tags = {"stack": {"imagej": True, "metadata": {"axes": "ZYX"}}}
+    tifffile.imwrite(tmp_path / "in" / "a.tif", data, **tags.get(name, {"tile": (64, 64)}))
+    # A ring stops at any nucleus seen, be it at the border or not.
+    borders = ("--output.expand", 3) if name != "colour" else ("--decode.exclude_border", "true")
+    flags = ("--output.formats", "all", *borders)
+    whole = predict(tmp_path / "in", "whole", *flags)
+    request.getfixturevalue("small")
+    parts = predict(tmp_path / "in", "parts", *flags)
+
+    expected = tifffile.imread(whole / "a_labels.tif")
+    labels = tifffile.imread(parts / "a_labels.tif")
+    assert labels.dtype == np.uint32
+    assert labels.shape == expected.shape
+    assert labels.max() > 5
+    planes = zip(np.atleast_3d(labels.T).T, np.atleast_3d(expected.T).T, strict=True)
+    numbers = []  # of each plane, from those of the parts to those of the whole
+    for plane, expected_plane in planes:
+        pairs = np.unique(np.stack([plane.ravel(), expected_plane.ravel()]), axis=1)
+        assert pairs.shape[1] == plane.max() + 1 == expected_plane.max() + 1
+        numbers.append(dict(zip(*pairs.tolist(), strict=True)))
+    np.testing.assert_array_equal(
+        tifffile.imread(parts / "a_probs.tif"), tifffile.imread(whole / "a_probs.tif")
+    )
+    # The same nuclei by other numbers.
+    plane_of = {"": 0, "0": 0, "1": 1, "2": 2}
+    mine = {
+        (row["plane"], str(numbers[plane_of[row["plane"]]][int(row["label"])])): row
+        for row in rows(parts / "objects.csv")
+    }
+    theirs = {(row["plane"], row["label"]): row for row in rows(whole / "objects.csv")}
+    assert mine.keys() == theirs.keys()
+    for key, row in theirs.items():
+        for column in row.keys() - {"file", "plane", "label"}:
+            # A pixel as near to two nuclei is in the ring of either.
+            rel = 0.05 if "ring" in column else 1e-6
+            assert float(mine[key][column]) == pytest.approx(float(row[column]), rel=rel), column
+    for row, other in zip(rows(parts / "summary.csv"), rows(whole / "summary.csv"), strict=True):
+        assert {**row, "seconds": ""} == {**other, "seconds": ""}
+    assert np.asarray(Image.open(parts / "a_overlay.png")).shape == (
+        np.asarray(Image.open(whole / "a_overlay.png")).shape
+    )
+    features = [json.loads((out / "a.geojson").read_text())["features"] for out in (parts, whole)]
+    assert len(features[0]) == len(features[1]) == len(theirs)
+    written = {path.name for path in parts.iterdir()}
+    assert written == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.usefixtures("small")
+def test_the_overlay_of_a_large_image_shows_it_smaller(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "SIDE", 100)
+    (tmp_path / "in").mkdir()
+    picture = np.zeros((300, 260, 3), np.uint8)
+    picture[:150], picture[150:, 130:] = (200, 0, 0), (0, 0, 200)
+    picture[::50, ::50] = 255  # the brightest
+    tifffile.imwrite(tmp_path / "in" / "a.tif", picture, tile=(64, 64), photometric="rgb")
+    out = predict(tmp_path / "in", "out", "--decode.threshold", 1)
+    overlay = np.asarray(Image.open(out / "a_overlay.png")).astype(int)
+    assert overlay.shape == (75, 65, 3)
+    expected = normalise(picture, intensity_limits(picture, (1, 99.8)))
+    cells = expected.reshape(75, 4, 65, 4, 3).mean(axis=(1, 3)) * 255
+    np.testing.assert_allclose(overlay, cells, atol=1)
+
+
+@pytest.mark.usefixtures("small")
+def test_outlines_of_an_image_too_large_for_them_are_left_out_with_a_word(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "LARGEST_OUTLINED", 1000)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64))
+    out = predict(tmp_path / "in", "out", "--output.formats", "labels,table,geojson,rle")
+    assert not (out / "a.geojson").exists()
+    (row,) = rows(out / "summary.csv")
+    assert "geojson, rle" in row["message"]
+    assert len(rows(out / "objects.csv")) == int(row["nuclei"]) > 0
+
+
+@pytest.mark.usefixtures("small")
+def test_an_array_is_predicted_as_a_file(predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", RGB, tile=(64, 64), photometric="rgb")
+    out = predict(tmp_path / "in", "out")
+    labels = package.load().predict(RGB)
+    np.testing.assert_array_equal(labels, tifffile.imread(out / "a_labels.tif"))
+
+
+@pytest.mark.usefixtures("small")
+def test_nuclei_of_another_size_are_found_by_tiles_too(predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY.repeat(3, 0).repeat(3, 1), tile=(64, 64))
+    out = predict(tmp_path / "in", "out", "--data.diameter", 60)
+    (row,) = rows(out / "summary.csv")
+    assert row["scale"] == "0.333"
+    found = tifffile.imread(out / "a_labels.tif")
+    (tmp_path / "small").mkdir()
+    Image.fromarray(GREY).save(tmp_path / "small" / "a.png")
+    native = tifffile.imread(predict(tmp_path / "small", "native") / "a_labels.tif")
+    assert int(row["nuclei"]) == pytest.approx(native.max(), abs=0.2 * native.max())
+    assert ((found[1::3, 1::3] > 0) == (native > 0)).mean() > 0.95
+
+
+@pytest.mark.usefixtures("small")
+def test_fault_31_what_cannot_be_read_by_parts_must_fit_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "memory_limit", lambda: GREY.size - 1)
+    monkeypatch.setattr(tiff, "LARGEST_CHUNK", 64 * 64)
+    one, many = tmp_path / "one.tif", tmp_path / "many.tif"
+    tifffile.imwrite(one, GREY, compression="zlib", rowsperstrip=len(GREY))
+    tifffile.imwrite(many, GREY, compression="zlib", tile=(64, 64))
+    with pytest.raises(InputError, match=r"one\.tif: .*over half of this machine's memory"):
+        read_recording(one, by_windows=True)
+    assert read_recording(many, by_windows=True).pixels.shape == (1, 300, 260, 1)
+
+
+@pytest.mark.usefixtures("small")
+def test_fault_2_a_large_image_with_a_damaged_tile_is_an_error_row(
+    trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "in" / "a.tif") as file:
+        place = file.pages[0].dataoffsets[7]
+    content = bytearray((tmp_path / "in" / "a.tif").read_bytes())
+    content[place : place + 20] = bytes(20)
+    (tmp_path / "in" / "a.tif").write_bytes(content)
+    paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
+    model = ("--ckpt_path", find_checkpoint(trained), "--data.num_workers", 0)
+    assert cellseg("predict", *model, *paths) == 1
+    (row,) = rows(tmp_path / "out" / "summary.csv")
+    assert row["status"] == "error"
+    assert "a.tif: cannot be read" in row["message"]
+    assert not list((tmp_path / "out").glob("*.tif"))
+
+
+@pytest.mark.usefixtures("small")
+def test_fault_19_a_large_image_is_left_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64), compression="zlib")
+    tiles_done = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(Processes, "stopped", lambda self: SIGTERM if next(tiles_done) > 4 else "")
+        paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
+        flags = ("--data.num_workers", 0, "--output.formats", "labels,probs,table")
+        assert cellseg("predict", *paths, *flags) == 143
+    assert not list((tmp_path / "out").glob("*a_*"))
+    assert cellseg("predict", *paths, *flags) == 0
+    assert len(rows(tmp_path / "out" / "objects.csv")) > 5
+
+
+def test_a_slide_is_its_image_at_full_size(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.svs") as slide:
+        about = "Aperio Image Library v11\n300x260 [0,0 260x300] (64x64)|MPP = 0.5"
+        options = {"photometric": "rgb", "metadata": None}
+        slide.write(RGB, tile=(64, 64), description=about, **options)
+        slide.write(RGB[::4, ::4], description="Aperio thumbnail", **options)
+        slide.write(RGB[::2, ::2], tile=(64, 64), description=about, subfiletype=1, **options)
+        slide.write(RGB[:50, :50], description="Aperio\nlabel 50x50", subfiletype=1, **options)
+    assert images.is_image("a.svs")
+    np.testing.assert_array_equal(read_recording(tmp_path / "a.svs").pixels[0], RGB)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_fault_12_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "benchmarks" / "large.py"
+    namespace: dict[str, Any] = {"__name__": "large"}
+    exec(compile(source.read_text(), source, "exec"), namespace)
+    peaks = []
+    for height in (2400, 7200):
+        path = tmp_path / f"{height}.tif"
+        pixels = np.tile(GREY, (height // 300, 8))
+        tifffile.imwrite(path, pixels, tile=(256, 256), compression="zlib")
+        _, peak, row = namespace["predict"](path, tmp_path / str(height))
+        assert int(row["nuclei"]) > 100
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] < 100 * 2**20  # the maps and labels alone would be 120 MB more

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from cellseg.data import ome_zarr
+from cellseg.data.folders import files_to_predict
+from cellseg.data.images import read_recording
+from cellseg.data.recording import Windows
+from cellseg.data.synthetic import generate
+from cellseg.errors import InputError
+from conftest import cellseg
+
+GREY = generate(0, size=128)[0][:100, :90, 0]
+STACK = np.stack([GREY, GREY // 2, 255 - GREY, GREY // 3]).reshape(1, 2, 2, 100, 90)  # TCZYX
+
+
+def write(path: Path, version: str) -> Path:
+    """As the specification of OME-Zarr has it, with a smaller copy."""
+    scales: dict[str, Any] = {
+        "axes": [
+            {"name": "t", "type": "time"},
+            {"name": "c", "type": "channel"},
+            *({"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"),
+        ],
+        "datasets": [
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1, 1, 2, 0.25 * 2**level, 0.25 * 2**level]}
+                ],
+            }
+            for level in range(2)
+        ],
+        "version": version,
+    }
+    content = {
+        "multiscales": [scales],
+        "omero": {"channels": [{"label": "actin"}, {"label": "DAPI"}]},
+    }
+    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
+    group.attrs.update(content if version == "0.4" else {"ome": content})
+    for level in range(2):
+        data = STACK[..., :: 2**level, :: 2**level]
+        group.create_array(str(level), data=data, chunks=(1, 1, 1, 32, 32))
+    return path
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_an_ome_zarr_is_read_whole_and_by_windows(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.ome.zarr", version)
+    whole = read_recording(path, by_windows=True)
+    np.testing.assert_array_equal(whole.pixels, STACK[0].transpose(1, 2, 3, 0))
+    assert (whole.channels, whole.plane_axes, whole.plane_shape) == (
+        ("actin", "DAPI"),
+        "TZ",
+        (1, 2),
+    )
+    assert whole.pixel_size == 0.25
+    monkeypatch.setattr(ome_zarr, "LARGE", 1000)
+    parts = read_recording(path, by_windows=True)
+    assert isinstance(parts.pixels, Windows)
+    assert parts.pixels.shape == whole.pixels.shape
+    windows = pickle.loads(pickle.dumps(parts.pixels))
+    at = (slice(20, 71), slice(0, 90))
+    np.testing.assert_array_equal(windows[1, *at], whole.pixels[1, *at])
+    windows.close()
+
+
+def test_a_plain_array_is_an_image_too(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", data=GREY)
+    np.testing.assert_array_equal(read_recording(tmp_path / "a.zarr").pixels[0, ..., 0], GREY)
+
+
+def test_fault_2_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "a.zarr", mode="w")
+    (tmp_path / "b.zarr").mkdir()
+    for name in ("a.zarr", "b.zarr"):
+        with pytest.raises(InputError, match=rf"^{name}: cannot be read"):
+            read_recording(tmp_path / name, name)
+
+
+def test_a_folder_of_chunks_is_one_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "in" / "deep" / "a.zarr", "0.5")
+    assert files_to_predict(tmp_path / "in", [], []) == (tmp_path / "in", ["deep/a.zarr"])
+    assert files_to_predict(path, [], []) == (path.parent, ["a.zarr"])
+
+
+def test_an_ome_zarr_is_predicted_and_again_only_when_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "in" / "a.ome.zarr", "0.4")
+    paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
+    assert cellseg("predict", "--data.num_workers", 0, *paths) == 0
+    labels = tifffile.imread(tmp_path / "out" / "a.ome_labels.tif")
+    assert labels.shape == (1, 2, 100, 90)
+    with (tmp_path / "out" / "objects.csv").open() as lines:
+        row = next(csv.DictReader(lines))
+    assert "mean_DAPI" in row
+    assert float(row["area_um2"]) == float(row["area_px"]) / 16
+    capsys.readouterr()
+    assert cellseg("predict", "--data.num_workers", 0, *paths) == 0
+    assert "1 of 1 images are done already" in capsys.readouterr().err
+    zarr.open_group(path, mode="r+")["0"][:] = 255 - STACK
+    assert cellseg("predict", "--data.num_workers", 0, *paths) == 0
+    assert "1 images are done again" in capsys.readouterr().err
