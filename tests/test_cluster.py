@@ -55,13 +55,13 @@ def predict(source: Path, out: Path, *more: object) -> int:
     return cellseg(*arguments(source, out, *more))
 
 
-def start(command: list[str], log: Path, *launcher: str) -> subprocess.Popen[bytes]:
+def start(command: list[str], log: Path, *launcher: str, **env: str) -> subprocess.Popen[bytes]:
     """A run of one thread a process, so that sums are taken in one order."""
     with log.open("ab") as lines:
         return subprocess.Popen(
             [*(launcher or (sys.executable, "-m")), "cellseg", *command],
             stdout=lines, stderr=lines,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **env},
         )  # fmt: skip
 
 
@@ -295,6 +295,33 @@ def test_fault_1_two_processes_say_once_that_there_is_nothing_to_predict(tmp_pat
     assert done.returncode == 2
     assert done.stderr.count("no image found") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("victim", [None, 0, 1])
+def test_tasks_of_slurm_notice_a_death_by_themselves(
+    victim: int | None, images: Path, clean: Path, tmp_path: Path
+) -> None:
+    # As srun starts them; it may leave the others alone when one dies.
+    job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "cells", "SLURM_NODELIST": "localhost"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1"}
+    out, log = tmp_path / "out", tmp_path / "log"
+    tasks = [
+        start(
+            arguments(images, out, *TWO), log, **job,
+            SLURM_NODEID="0", SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    if victim is None:
+        assert [task.wait(240) for task in tasks] == [0, 0]
+        assert content(out) == content(clean)
+        return
+    wait_for(out, 10)
+    tasks[victim].kill()
+    assert tasks[1 - victim].wait(MINUTE) == 1
+    tasks[victim].wait()
+    assert "a process of this run has died" in log.read_text()
+    assert 10 <= len(finished(out)) < 200
 
 
 @pytest.mark.slow
