@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -257,9 +258,11 @@ def is_whole(path: Path) -> bool:
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                for page in tiff.pages:
-                    for _ in page.aspage().segments():  # not at once, it may be huge
-                        pass
+                for page in (page.aspage() for page in tiff.pages):
+                    # One after the other, since it may be huge. Without compression there is
+                    # nothing to see but the size.
+                    if page.compression != tifffile.COMPRESSION.NONE:
+                        deque(page.segments(), maxlen=0)
         elif path.suffix == ".png":
             from PIL import Image
 
