@@ -58,6 +58,22 @@ def tree(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_fault_15_a_name_that_is_no_unicode_is_an_error_row(
+    predict: Predict, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    try:
+        shutil.copy(tmp_path / "in" / "a.png", os.fsencode(tmp_path / "in") + b"/b\xff.png")
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    code, out = predict(tmp_path / "in", "--output.formats", "all")
+    assert code == 1
+    rows = summary(out)
+    assert rows["a.png"]["status"] == "ok"
+    assert rows["b\\udcff.png"]["status"] == "error"
+    assert "rename it" in rows["b\\udcff.png"]["message"]
+
+
 def test_results_mirror_the_tree_and_the_summary_tells_what_they_hold(
     predict: Predict, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from cellseg.data.folders import digest_of, size_and_time
+from cellseg.data.folders import digest_of, readable, size_and_time
 from cellseg.data.images import (
     intensity_limits,
     normalise,
@@ -23,6 +23,7 @@ from cellseg.data.images import (
 from cellseg.data.large import LargeImage, left_out
 from cellseg.data.recording import LARGE, Array
 from cellseg.data.transforms import Augmentation
+from cellseg.errors import InputError
 from cellseg.instances import borders, encode
 
 
@@ -175,6 +176,8 @@ class FileDataset(Dataset[dict[str, Any]]):
 
     def _read(self, name: str) -> dict[str, Any]:
         path, how = self.base / name, self.reading
+        if readable(name) != name:
+            raise InputError(f"{readable(name)}: its name is not valid Unicode; rename it")
         size, mtime = size_and_time(path)
         recording = read_recording(path, name, by_windows=True)
         if math.prod(recording.pixels.shape[:3]) > LARGE:

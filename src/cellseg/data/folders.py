@@ -367,6 +367,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch(name, p) or fnmatch(PurePosixPath(name).name, p) for p in patterns)
 
 
+def readable(name: str) -> str:
+    """A file's name with the bytes written out that are not valid Unicode."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def is_zarr(name: str) -> bool:
     """Whether a folder's name says that it is an image."""
     return name.lower().endswith(".zarr")

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cellseg.cores import cores
-from cellseg.data.folders import Shard
+from cellseg.data.folders import Shard, readable
 from cellseg.errors import InputError, OutputError
 from cellseg.predict.formats import is_whole, sweep, write_json
 from cellseg.predict.journal import Journal
@@ -196,8 +196,8 @@ class PredictionWriter(BasePredictionWriter):
         file = batch["file"]
         if batch["error"]:
             seconds = f"{time.monotonic() - self._since:.3f}"
-            row = {"file": file, "status": "error", "seconds": seconds, "message": batch["error"]}
-            self.journal.add_failure(file, row)
+            facts = {"status": "error", "seconds": seconds, "message": batch["error"]}
+            self.journal.add_failure(file, {"file": readable(file), **facts})
             return
         about = About(
             file=file,
