@@ -132,7 +132,8 @@ class SegmentationTask(pl.LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
         image = image.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.net(image, self.levels if image.is_cpu else None)
+        other_runtime = self.levels is not None and image.is_cpu
+        logits: Tensor = self.net(image, self.levels) if other_runtime else self.net(image)
         return logits
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
