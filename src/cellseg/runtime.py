@@ -56,7 +56,7 @@ class Runtime(pl.Callback):
         self._use(trainer, pl_module)
 
     def _use(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # Only now are the weights of a checkpoint in place. A task of one's own may have any network.
+        # Only now are the weights of a checkpoint in place. One's own task may have any network.
         if self.choose(trainer) == "openvino" and isinstance(pl_module.net, UNet):
             cache_dir = trainer.datamodule.cache_dir  # type: ignore[attr-defined]
             pl_module.levels = compile_levels(pl_module.net, cache_dir)
