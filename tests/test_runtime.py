@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -66,6 +67,8 @@ def test_the_command_finds_the_same_nuclei_with_both(tmp_path: Path) -> None:
         flags = ("--predict.runtime", name, "--data.cache_dir", tmp_path / "cache")
         assert cellseg("predict", "--data.num_workers", 0, *paths, *flags) == 0
         assert json.loads((tmp_path / name / "run.json").read_text())["runtime"] == name
+        with (tmp_path / name / "summary.csv").open() as table:
+            assert [row["runtime"] for row in csv.DictReader(table)] == [name]
         labels[name] = tifffile.imread(tmp_path / name / "a_labels.tif")
     assert labels["torch"].max() > 3
     np.testing.assert_array_equal(labels["torch"], labels["openvino"])

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -97,18 +98,25 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
     if not folder.exists():
         _convert(net, folder)
     core = openvino.Core()
-    compiled = core.compile_model(
-        folder / "net.xml",
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        },
-    )
+    free: dict[int, list[Any]] = defaultdict(list)
 
     def levels(image: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(image.contiguous().numpy(), share_inputs=True)[0])
+        # Threads that compute side by side, see `Lanes`, need one compiled network each, with as
+        # many threads of its own as torch may use there.
+        threads = torch.get_num_threads()
+        try:
+            compiled = free[threads].pop()
+        except IndexError:
+            hints = {
+                "INFERENCE_PRECISION_HINT": "f32",
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": threads,
+                "ENABLE_CPU_PINNING": False,  # all would be pinned to the same cores
+            }
+            compiled = core.compile_model(folder / "net.xml", "CPU", hints)
+        logits = torch.from_numpy(compiled(image.contiguous().numpy(), share_inputs=True)[0])
+        free[threads].append(compiled)
+        return logits
 
     return levels
 

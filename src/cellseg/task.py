@@ -157,37 +157,47 @@ class SegmentationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
-    def predict_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The nuclei of one file (see `FileDataset`), or nothing where it could not be read.
+    def predict_step(self, batch: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        """How to find the nuclei of one file (see `FileDataset`).
 
         Returns:
-            `labels` (P, H, W) and `probs` (P, H, W) of the foreground, or of a large image `maps`,
-            a function that gives them of some plane, rows and columns; the `scale` by which the
+            A function, since two files are worked on at a time, see `Lanes`. It gives `labels`
+            (P, H, W) and `probs` (P, H, W) of the foreground, or of a large image `maps`, a
+            function that gives them of some plane, rows and columns; the `scale` by which the
             image was enlarged for the network, the median `diameter` in px that asked for it (None
             where it is not known), and whether the image was `inverted`.
         """
-        if batch["error"]:
-            return {}
-        large = batch.get("large")
-        # All planes of a stack, and all tiles of a slide, are treated alike.
-        image = (
-            batch["image"] if large is None else large.image(*large.sample)[None].to(self.device)
+        device = self.device.type
+        # In another thread, the network computes as precisely as it does in this one.
+        precision = partial(
+            torch.autocast,
+            device,
+            torch.get_autocast_dtype(device),
+            torch.is_autocast_enabled(device),
         )
-        middle = len(image) // 2
-        sample = image[middle, None]
-        seen, found = self._see(sample, batch["invert"], batch["diameter"])
-        facts = {"scale": seen.factor, "diameter": seen.diameter, "inverted": seen.inverted}
-        if large is not None:
-            device = self.device.type
-            # Called later, the network computes as precisely as it does now.
-            precision = torch.autocast(
-                device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        return partial(self._find, batch, precision)
+
+    def _find(
+        self, batch: dict[str, Any], precision: Callable[[], torch.autocast]
+    ) -> dict[str, Any]:
+        large = batch.get("large")
+        with torch.inference_mode(), precision():
+            # All planes of a stack, and all tiles of a slide, are treated alike.
+            image = (
+                batch["image"]
+                if large is None
+                else large.image(*large.sample)[None].to(self.device)
             )
-            return {"maps": partial(self._maps, large, seen, precision), **facts}
-        planes = [
-            found if place == middle else self.segment(seen.apply(plane[None]), seen.factor)
-            for place, plane in enumerate(image)
-        ]
+            middle = len(image) // 2
+            sample = image[middle, None]
+            seen, found = self._see(sample, batch["invert"], batch["diameter"])
+            facts = {"scale": seen.factor, "diameter": seen.diameter, "inverted": seen.inverted}
+            if large is not None:
+                return {"maps": partial(self._maps, large, seen, precision), **facts}
+            planes = [
+                found if place == middle else self.segment(seen.apply(plane[None]), seen.factor)
+                for place, plane in enumerate(image)
+            ]
         labels, probs = zip(*((plane.labels, plane.probs) for plane in planes), strict=True)
         return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
 
@@ -221,14 +231,14 @@ class SegmentationTask(pl.LightningModule):
         self,
         large: Any,
         seen: Seen,
-        precision: torch.autocast,
+        precision: Callable[[], torch.autocast],
         plane: int,
         rows: slice,
         columns: slice,
     ) -> NDArray[np.float32]:
         """Probabilities (out_channels, h, w) of a window of a large image."""
         image = seen.apply(self._window(large, plane, rows, columns))
-        with torch.inference_mode(), precision:
+        with torch.inference_mode(), precision():
             probs = self.probs(rescale(image, seen.factor))
         return probs if seen.factor == 1 else resize_maps(probs, image.shape[-2:])
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 from cellseg.data.folders import digest_of, size_and_time
@@ -74,6 +75,7 @@ class Journal:
         self._lengths: dict[str, int] = {}
         self._open: dict[str, BinaryIO] = {}
         self._read: dict[str, int] = {}
+        self._lock = Lock()  # images are worked on side by side, see `Lanes`
         self.reload()
 
     def start(self, values: Mapping[str, Any]) -> str:
@@ -126,10 +128,11 @@ class Journal:
 
     def keep(self, text: str) -> Place:
         """Store a text that only the tables of the run need; the file's entry takes the place."""
-        # A name on disk need not be valid Unicode.
-        place = self._write(self._kept[0], text.encode("utf-8", "surrogatepass"))
-        self._kept = (place[0], place[1] + place[2])
-        return place
+        with self._lock:
+            # A name on disk need not be valid Unicode.
+            place = self._write(self._kept[0], text.encode("utf-8", "surrogatepass"))
+            self._kept = (place[0], place[1] + place[2])
+            return place
 
     def text(self, place: Place) -> str:
         """What was kept at a place."""
@@ -145,14 +148,16 @@ class Journal:
         What an earlier run wrote of it and this one did not is deleted, unless someone has
         changed it.
         """
-        self._replace({"file": file, **entry, "kept": self._kept}, entry["outputs"])
+        with self._lock:
+            self._replace({"file": file, **entry, "kept": self._kept}, entry["outputs"])
 
     def add_failure(self, file: str, row: Mapping[str, Any]) -> None:
         """Tell that a file could not be done; it is tried again by the next run.
 
         What an earlier run wrote of it is deleted, unless someone has changed it.
         """
-        self._replace({"failed": file, "row": dict(row)}, ())
+        with self._lock:
+            self._replace({"failed": file, "row": dict(row)}, ())
 
     def _replace(self, content: Mapping[str, Any], outputs: Collection[str]) -> None:
         before = self.entries.get(content.get("file") or content["failed"])

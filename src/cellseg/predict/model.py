@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cellseg.checkpoint import ARCHITECTURE, read, resolve
@@ -63,17 +62,16 @@ class Model:
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
         pixels, batch = to_rgb(image), {"error": "", "diameter": diameter, "invert": invert}
-        with torch.inference_mode():
-            if pixels[..., 0].size > LARGE:
-                return self._stitched(pixels, batch)
-            tensor = to_input(pixels, self.percentiles)[None].to(self.task.device)
-            found = self.task.predict_step({"image": tensor, **batch})
+        if pixels[..., 0].size > LARGE:
+            return self._stitched(pixels, batch)
+        tensor = to_input(pixels, self.percentiles)[None].to(self.task.device)
+        found = self.task.predict_step({"image": tensor, **batch})()
         return np.asarray(found["labels"][0])
 
     def _stitched(self, pixels: NDArray[Any], batch: dict[str, Any]) -> NDArray[Any]:
         """The nuclei of pixels (H, W, 3) that are too many for the network at once."""
         large = LargeImage.of_array(pixels, self.percentiles)
-        found = self.task.predict_step({"large": large, **batch})
+        found = self.task.predict_step({"large": large, **batch})()
         shape, scale = pixels.shape[:2], found["scale"]
         maps = with_halo(partial(found["maps"], 0), shape, scale)
         strips = stitch(shape, maps, self.task.decoding, margin_for(scale), lambda piece: None)

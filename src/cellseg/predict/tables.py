@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SUMMARY = (
     "file", "plane", "status", "height", "width", "scale", "nuclei", "median_area_px",
-    "median_diameter_px", "confidence", "unusual", "seconds", "message",
+    "median_diameter_px", "confidence", "unusual", "runtime", "seconds", "message",
 )  # fmt: skip
 # Rows of a sheet in Excel and LibreOffice.
 SPREADSHEET = 1_048_576

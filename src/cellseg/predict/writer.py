@@ -6,8 +6,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cellseg.data.folders import Shard, readable
 from cellseg.errors import InputError, OutputError
 from cellseg.predict.formats import is_whole, sweep, write_json
 from cellseg.predict.journal import Journal
+from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult
 from cellseg.predict.processes import SIGTERM, Processes
 from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
@@ -119,7 +121,7 @@ class PredictionWriter(BasePredictionWriter):
         return todo
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.monotonic()
+        self._lanes = Lanes(len(trainer.datamodule.files.own))  # type: ignore[attr-defined]
         if threading.current_thread() is threading.main_thread():
             # Lightning's handler waits for the other processes, who may be done; its teardown
             # puts back what was there before both.
@@ -136,15 +138,24 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if not batch["repeat"]:
-            try:
-                self._write(batch, prediction, pl_module.decoding)
-            except OutputError as error:
-                self.processes.stop(str(error))
-            except StoppedError:
-                pass
-        self._since = time.monotonic()
+            work = partial(self._do, batch, prediction, pl_module.decoding)
+            if "large" in batch:  # it takes all cores by itself
+                self._lanes.wait()
+                work()
+            else:
+                self._lanes.add(work)
         if self.processes.stopped():
             raise StopIteration  # which ends Lightning's loop
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._lanes.wait()
+        self._lanes.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if hasattr(self, "_lanes"):  # there are none before there are images
+            self._lanes.close()
 
     def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
         """Write the tables, the report and `run.json`, unless other shards are still to end.
@@ -189,16 +200,23 @@ class PredictionWriter(BasePredictionWriter):
         if self.processes.stopped():
             raise StoppedError
 
-    def _write(
-        self, batch: Mapping[str, Any], prediction: Mapping[str, Any], decoding: Any
-    ) -> None:
+    def _do(self, batch: Mapping[str, Any], find: Callable[[], Any], decoding: Any) -> None:
+        """Find the nuclei of one file and write what there is of them; runs in a lane."""
+        try:
+            self._write(batch, find, decoding)
+        except OutputError as error:
+            self.processes.stop(str(error))
+        except StoppedError:
+            pass
+
+    def _write(self, batch: Mapping[str, Any], find: Callable[[], Any], decoding: Any) -> None:
         assert self.dir is not None and self.journal is not None
-        file = batch["file"]
+        file, began = batch["file"], time.monotonic()
         if batch["error"]:
-            seconds = f"{time.monotonic() - self._since:.3f}"
-            facts = {"status": "error", "seconds": seconds, "message": batch["error"]}
+            facts = {"status": "error", "seconds": "0.000", "message": batch["error"]}
             self.journal.add_failure(file, {"file": readable(file), **facts})
             return
+        prediction = find()
         about = About(
             file=file,
             stem=batch["stem"],
@@ -222,8 +240,9 @@ class PredictionWriter(BasePredictionWriter):
                 pixels=batch["pixels"].cpu().numpy(),
             )
             kept = write_results(about, result, outputs, self.formats, self.expand)
-        share = (time.monotonic() - self._since) / len(kept["rows"])
-        kept["rows"] = [{**row, "seconds": f"{share:.3f}"} for row in kept["rows"]]
+        share = (time.monotonic() - began) / len(kept["rows"])
+        facts = {"runtime": self.run["runtime"], "seconds": f"{share:.3f}"}
+        kept["rows"] = [{**row, **facts} for row in kept["rows"]]
         sizes = {name: (self.dir / name).stat().st_size for name in outputs.written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
         self.journal.add(file, {**facts, "settings": self._key, "outputs": sizes, **kept})
