@@ -12,10 +12,10 @@ from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.splits import dsb2018
 from cellseg.metrics import Scores, compare
+from cellseg.predict.model import Model
 from speed.figures import Figure
-from speed.peers import int8_runtime
 from speed.setting import Setting
-from speed.subjects import SHIPPED
+from speed.subjects import SHIPPED, int8
 
 PIXELS = 1e-5  # of those in a nucleus
 LOSS = 0.005  # of mean AP
@@ -43,8 +43,9 @@ def measure(setting: Setting) -> list[Figure]:
     annotated = list(prepare(tree, samples, default_cache_dir()))
     images = [np.asarray(sample.image()) for sample in annotated]
     truth = [np.asarray(sample.labels()) for sample in annotated]
-    slow = predict("torch", images)
-    differing, inside, changed = differences(slow, predict("openvino", images))
+    slow = predict(cellseg.load(SHIPPED, "torch"), images)
+    fast = predict(cellseg.load(SHIPPED, "openvino"), images)
+    differing, inside, changed = differences(slow, fast)
     figures = [
         Figure(
             7,
@@ -56,17 +57,16 @@ def measure(setting: Setting) -> list[Figure]:
         ),
         Figure(7, NAMES[1], (float(changed),), 0, at_most=True),
     ]
-    name = int8_runtime()
-    if name is None:
+    quantised = int8()
+    if quantised is None:
         return [*figures, Figure(7, NAMES[2], bar=LOSS, at_most=True, lacking="int8 is not there")]
-    scores = [mean_ap(truth, preds) for preds in (slow, predict(name, images))]
+    scores = [mean_ap(truth, preds) for preds in (slow, predict(quantised, images))]
     note = "{:.4f}, in int8 {:.4f}".format(*scores)
     return [*figures, Figure(7, NAMES[2], (scores[0] - scores[1],), LOSS, True, note)]
 
 
-def predict(runtime: Any, images: list[Array]) -> list[Array]:
+def predict(model: Model, images: list[Array]) -> list[Array]:
     """The labels of each image."""
-    model = cellseg.load(SHIPPED, runtime)
     return [model.predict(image) for image in images]
 
 

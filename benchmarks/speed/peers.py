@@ -13,21 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
 import cellseg
-from cellseg import runtime
 from speed.figures import Figure, ratios
 from speed.setting import Setting
-from speed.subjects import SHIPPED, tensor
+from speed.subjects import SHIPPED, int8, tensor
 from speed.timing import in_turns, milliseconds, seconds_of
 
 SIZE = 1024
 PEERS = {"stardist": "StarDist", "cellpose": "Cellpose 3", "monai": "MONAI BasicUNet"}
-OURS, EAGER, CHANNELS_LAST = "float32", "eager PyTorch", "eager PyTorch, channels_last"
+OURS, INT8 = "ours, float32", "ours, int8"
+EAGER, CHANNELS_LAST = "eager PyTorch", "eager PyTorch, channels_last"
 BARS = {"StarDist": 1.25, "Cellpose 3": 10.0, CHANNELS_LAST: 1.5}
 INT8_BAR = 2.5  # for StarDist
 SCRIPTS = Path(__file__).parents[1] / "peers"
@@ -51,7 +51,7 @@ def measure(setting: Setting) -> list[Figure]:
     seconds = dict(zip(names, rounds, strict=True))
     figures = []
     for title in (*PEERS.values(), EAGER, CHANNELS_LAST):
-        label, bar = f"{title} / ours, float32", BARS.get(title)
+        label, bar = f"{title} / {OURS}", BARS.get(title)
         if title in seconds:
             note = f"{_note(seconds[title], seconds[OURS])}{versions.get(title, '')}"
             figures.append(Figure(6, label, ratios(seconds[title], seconds[OURS]), bar, note=note))
@@ -61,12 +61,12 @@ def measure(setting: Setting) -> list[Figure]:
 
 
 def _int8(seconds: dict[str, tuple[float, ...]]) -> Figure:
-    label = "StarDist / ours, int8"
-    if "int8" not in seconds or "StarDist" not in seconds:
-        missing = "int8 is not there" if "int8" not in seconds else "make bench-peers first"
+    label = f"StarDist / {INT8}"
+    if INT8 not in seconds or "StarDist" not in seconds:
+        missing = "int8 is not there" if INT8 not in seconds else "make bench-peers first"
         return Figure(6, label, bar=INT8_BAR, lacking=missing)
-    samples = ratios(seconds["StarDist"], seconds["int8"])
-    return Figure(6, label, samples, INT8_BAR, note=_note(seconds["StarDist"], seconds["int8"]))
+    samples = ratios(seconds["StarDist"], seconds[INT8])
+    return Figure(6, label, samples, INT8_BAR, note=_note(seconds["StarDist"], seconds[INT8]))
 
 
 def _note(theirs: Sequence[float], ours: Sequence[float]) -> str:
@@ -90,15 +90,10 @@ def ours(image: torch.Tensor) -> dict[str, Timed]:
         EAGER: timed(plain, image),
         CHANNELS_LAST: timed(eager, image.contiguous(memory_format=torch.channels_last)),
     }
-    name = int8_runtime()
-    if name is not None:
-        networks["int8"] = timed(cellseg.load(SHIPPED, name).task, image)
+    quantised = int8()
+    if quantised is not None:
+        networks[INT8] = timed(quantised.task, image)
     return networks
-
-
-def int8_runtime() -> Any:
-    """The runtime that computes in int8, or None as long as there is none."""
-    return next((name for name in get_args(runtime.Name) if "int8" in name), None)
 
 
 def is_ready(peers: Path, name: str) -> bool:
