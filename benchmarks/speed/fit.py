@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -27,21 +28,21 @@ from speed.timing import in_turns
 BARS = {16: 0.90, 32: 0.95}
 BATCH, CROP = 8, 256  # those of nuclei.yaml
 IMAGES = {256: 16, 512: 8}
-# Steps that fill the queue of the loader and the limits of the images, and those that are timed.
-BEFORE, TIMED = 3, 6
+# Steps in which the loader fills its queue and sees each image first, and those that are timed.
+BEFORE, TIMED = 2, {16: 5, 32: 3}
 
 
 def measure(setting: Setting) -> list[Figure]:
     """A figure for each width."""
     folder = setting.folder / "fit"
     write_images(folder / "data", IMAGES, masks=True)
-    steps = 2 if setting.quick else TIMED
     figures = []
     for width, bar in BARS.items():
+        steps = 1 if setting.quick else TIMED[width]
         bare, fit = in_turns(
             setting.repeats,
             bare_loop(width, steps),
-            lambda width=width: run(folder, width, steps),  # type: ignore[misc]
+            partial(run, folder, width, steps),
             warm_up=False,
         )
         rates = [BATCH / np.median(way) for way in (fit, bare)]
