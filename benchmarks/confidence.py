@@ -19,7 +19,7 @@ import cellseg
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import to_input
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.readers import Array
+from cellseg.data.recording import Array
 from cellseg.data.splits import dsb2018
 
 EDGES = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 1.0)
