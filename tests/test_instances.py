@@ -129,6 +129,19 @@ def test_small_nuclei_are_dropped_and_the_others_numbered_without_gaps() -> None
         np.testing.assert_array_equal(np.unique(labels), np.arange(count + 1))
 
 
+@pytest.mark.parametrize("maps", [1, 2])
+def test_nuclei_of_low_mean_probability_are_dropped(maps: int) -> None:
+    probs = np.zeros((2, 5, 30), np.float32)
+    probs[0, :, 0:3] = 0.6
+    probs[0, :, 5:7] = [0.55, 0.95]  # 0.75 on average, and 0.95 at its best
+    probs[0, :, 10:14] = 0.9
+    for level, kept in ((0, [1, 6, 11]), (0.59, [1, 6, 11]), (0.61, [6, 11]), (0.74, [6, 11]),
+                        (0.76, [11]), (1, [])):  # fmt: skip
+        labels = decode(probs[:maps], Decoding(min_area=0, min_confidence=level))
+        np.testing.assert_array_equal(labels[2, kept], np.arange(1, len(kept) + 1))
+        assert labels.max() == len(kept)
+
+
 @pytest.mark.parametrize("shape", [(12, 17), (1, 1), (1, 500)])
 @pytest.mark.parametrize("maps", [1, 2])
 def test_an_empty_map_gives_zeros_of_its_shape(shape: tuple[int, int], maps: int) -> None:
@@ -148,7 +161,18 @@ def test_the_threshold_is_one_half_by_default() -> None:
     np.testing.assert_array_equal(decode(np.array([[[0.5, 0, 0.501]]]), ALL), [[0, 0, 1]])
 
 
-@pytest.mark.parametrize("levels", [{"threshold": 1.5}, {"marker": -2}, {"min_area": -1}])
+@pytest.mark.parametrize(
+    "levels",
+    [
+        {"threshold": 1.5},
+        {"threshold": -0.1},
+        {"marker": -2},
+        {"marker": 1.1},
+        {"min_area": -1},
+        {"min_confidence": 1.1},
+        {"min_confidence": -0.1},
+    ],
+)
 def test_levels_out_of_range_are_refused(levels: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"decode.{next(iter(levels))}"):
         Decoding(**levels)  # type: ignore[arg-type]

@@ -215,7 +215,7 @@ def test_tuning_is_stored_in_both_checkpoints_and_shown(trained: Path, tmp_path:
     ]
     assert stored[0]["decoding"] == stored[1]["decoding"]
     assert stored[0]["decoding"].keys() == {
-        "threshold", "marker", "min_area", "exclude_border", "flips",
+        "threshold", "marker", "min_area", "min_confidence", "exclude_border", "flips",
     }  # fmt: skip
     assert "decoding" not in stored[0]["hyper_parameters"]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,11 +51,13 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE", 96)
 
 
-@pytest.mark.parametrize("exclude_border", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"exclude_border": True}, {"min_confidence": 0.9}], ids=lambda more: "".join(more)
+)
 def test_stitched_nuclei_are_those_of_the_whole(
-    maps: NDArray[np.float32], exclude_border: bool
+    maps: NDArray[np.float32], more: dict[str, Any]
 ) -> None:
-    decoding = Decoding(min_area=20, exclude_border=exclude_border)
+    decoding = Decoding(min_area=20, **more)
     whole, (labels, _) = decode(maps, decoding), stitched(maps, decoding)
     # Equal but for the order of the numbers.
     pairs = np.unique(np.stack([whole.ravel(), labels.ravel()]), axis=1)

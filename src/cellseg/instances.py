@@ -27,6 +27,7 @@ class Decoding:
         marker: A nucleus starts where its foreground probability exceeds that of a contour by
             this much.
         min_area: Smaller nuclei are dropped, in px.
+        min_confidence: Nuclei whose mean foreground probability is lower are dropped.
         exclude_border: Drop nuclei that touch the border of the image.
         flips: Average the network's output over the image and its three mirror images: four
             times as slow, and a little better.
@@ -35,14 +36,17 @@ class Decoding:
     threshold: float = 0.5
     marker: float = 0.5
     min_area: int = 10
+    min_confidence: float = 0.0
     exclude_border: bool = False
     flips: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 <= self.threshold <= 1 and -1 <= self.marker <= 1 and self.min_area >= 0):
+        probabilities = 0 <= self.threshold <= 1 and 0 <= self.min_confidence <= 1
+        if not (probabilities and -1 <= self.marker <= 1 and self.min_area >= 0):
             raise ValueError(
-                "--decode.threshold must lie in 0 to 1, --decode.marker in -1 to 1, and "
-                f"--decode.min_area must not be negative, got {self}"
+                "--decode.threshold and --decode.min_confidence must lie in 0 to 1, "
+                "--decode.marker in -1 to 1, and --decode.min_area must not be negative, "
+                f"got {self}"
             )
 
 
@@ -123,6 +127,8 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
         labels = watershed(-interior, markers, connectivity=2, mask=mask)
     if decoding.exclude_border:
         labels = clear_border(labels)
-    small = np.bincount(labels.ravel()) < decoding.min_area
-    numbered: NDArray[Any] = relabel_sequential(np.where(small[labels], 0, labels))[0]
+    areas = np.bincount(labels.ravel())
+    sums = np.bincount(labels.ravel(), maps[0].ravel())
+    dropped = (areas < decoding.min_area) | (sums < decoding.min_confidence * areas)
+    numbered: NDArray[Any] = relabel_sequential(np.where(dropped[labels], 0, labels))[0]
     return numbered.astype(np.uint16 if numbered.max() <= 65535 else np.uint32)
