@@ -9,14 +9,18 @@ TORCH_INDEX ?= $(shell test "$$(uname -s)" = Linux && ! command -v nvidia-smi > 
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+INSTALL := python -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/$(INSTALL) --constraint constraints.txt
+# Of `bench`, such as BENCH='--rows 1,4'.
+BENCH ?=
+PEERS := $(patsubst benchmarks/peers/%.txt,build/peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
 DEMO := $(BIN)/cellseg predict --ckpt_path demo/lightning_logs/version_0/checkpoints/best.ckpt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow check format bench bench-peers clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Create the environment in .venv
 
@@ -58,5 +62,18 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
-clean: ## Delete the environment and the demo
-	rm -rf $(VENV) demo
+bench: $(READY) ## Measure the speed, twenty minutes on a quiet machine (docs/performance.md)
+	@$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-peers: $(PEERS) ## Install the programs that `bench` compares with, each for itself
+
+build/peers/%/.ready: benchmarks/peers/%.txt
+	@echo "Installing into $(@D): a few minutes"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(if $(TORCH_INDEX),torch=$$(grep ^torch= $<) && $(@D)/bin/$(INSTALL) $$torch --no-deps \
+	  --retries 0 --index-url $(TORCH_INDEX) || true)
+	@$(@D)/bin/$(INSTALL) --requirement $<
+	@touch $@
+
+clean: ## Delete the environments, the demo and what was measured
+	rm -rf $(VENV) demo build

@@ -4,8 +4,8 @@ python -m cellseg.quantise MODEL --data.root DIR
 
 MODEL is a checkpoint or the name of a model that comes with the package. The flags of `--data` are
 those of `fit`. Of the images, those are measured that the model was trained on; where it knows none
-of them, those that it would be. A checkpoint takes the ranges in, of a released model the JSON beside
-it; the weights stay as they are.
+of them, those that it would be trained on. The ranges go into the checkpoint, or into the JSON beside
+a released model; the weights stay as they are.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
         path = resolve(config.model)
         stored = read(path)
         low, high = stored.settings["data.percentiles"]
-        fixed = {"percentiles": (low, high), "augment": 0.0, "crops_per_epoch": CROPS}
-        quantise(path, stored, NucleiDataModule(**config.data.as_dict(), **fixed))
+        flags = config.data.as_dict()
+        datamodule = NucleiDataModule(
+            **flags, percentiles=(low, high), augment=0.0, crops_per_epoch=CROPS
+        )
+        quantise(path, stored, datamodule)
     except (InputError, ArgumentError) as error:
         return say(error, 2)
     except OutputError as error:

@@ -1,0 +1,1 @@
+"""The measurements of `bench.py`, a module for each of its rows."""
