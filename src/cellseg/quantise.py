@@ -3,9 +3,9 @@
 python -m cellseg.quantise MODEL --data.root DIR
 
 MODEL is a checkpoint or the name of a model that comes with the package. The flags of `--data` are
-those of `fit`. Of the images, those are measured that the model was trained on; where it knows none
-of them, those that it would be trained on. The ranges go into the checkpoint, or into the JSON beside
-a released model; the weights stay as they are.
+those of `fit`. Of the images, those are measured that the model was trained on; where it knows
+none of them, those that it would be trained on. The ranges go into the checkpoint, or into the
+JSON beside a released model; the weights stay as they are.
 """
 
 from __future__ import annotations
