@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +18,15 @@ from PIL import Image
 
 import cellseg as package
 from cellseg import runtime
+from cellseg.checkpoint import read, release, resolve
+from cellseg.data.dataset import CropDataset
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
+from cellseg.nn.int8 import measure, quantised
 from cellseg.nn.unet import UNet
+from cellseg.quantise import main as quantise
 from cellseg.runtime import choose, compile_levels
-from conftest import cellseg
+from conftest import cellseg, find_checkpoint
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
@@ -76,12 +84,146 @@ def test_the_command_finds_the_same_nuclei_with_both(tmp_path: Path) -> None:
         np.testing.assert_array_equal(package.load(runtime=name).predict(picture), labels["torch"])
 
 
+def test_int8_computes_nearly_what_torch_does(tmp_path: Path) -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    images = torch.rand(4, 3, 64, 64)
+    rounded = quantised(net, measure(net, images.split(1)))
+    levels = compile_levels(rounded, tmp_path)
+    for image in (images[:1], torch.rand(1, 3, 33, 70)):
+        with torch.inference_mode():
+            expected, simulated = net(image), rounded(image)
+            actual = net(image, levels)
+        assert 0 < (actual - expected).abs().mean() < 0.05 * expected.std()
+        assert (actual - simulated).abs().mean() < 0.05 * expected.std()
+    torch.testing.assert_close(net.state_dict(), before)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="elsewhere OpenVINO has other kernels"
+)
+def test_int8_computes_every_convolution_with_whole_numbers(tmp_path: Path) -> None:
+    import openvino
+
+    net = network()
+    compile_levels(quantised(net, measure(net, [torch.rand(2, 3, 64, 64)])), tmp_path)
+    (path,) = tmp_path.rglob("net.xml")
+    graph = openvino.Core().compile_model(path, "CPU").get_runtime_model()
+    found = [op.get_rt_info() for op in graph.get_ops()]
+    kinds = [
+        (str(info["layerType"].astype(str)), str(info["runtimePrecision"].astype(str)))
+        for info in found
+    ]
+    convolutions = [number for kind, number in kinds if "convolution" in kind.lower()]
+    assert len(convolutions) == 5 * 2 + 2 + 1
+    assert set(convolutions) <= {"i8", "u8"}
+
+
+def test_ranges_are_means_over_images_of_the_extremes_in_each() -> None:
+    net = network()
+    images, seen = torch.rand(3, 3, 16, 16), []
+    handle = net.contracting[0][2].register_forward_hook(lambda m, args, out: seen.append(out))
+    ranges = measure(net, [images[:2], images[2:]])
+    handle.remove()
+    each = torch.cat(seen).flatten(1)
+    expected = [each.amin(1).mean().item(), each.amax(1).mean().item()]
+    assert ranges["contracting.0.2"] == pytest.approx(expected)
+    assert len(ranges) == 5 * 2 + 2
+
+
+def test_a_layer_that_gives_nothing_but_0_can_be_quantised() -> None:
+    net = network()
+    torch.nn.init.zeros_(net.up[0].weight)
+    torch.nn.init.zeros_(net.up[0].bias)
+    image = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        assert quantised(net, measure(net, [image]))(image).isfinite().all()
+
+
+def test_the_model_of_the_package_can_be_computed_in_int8() -> None:
+    # After a new release of weights: python -m cellseg.quantise nuclei-1 --data.root DIR
+    assert read(resolve("nuclei-1")).ranges
+
+
+def test_int8_is_measured_once_by_a_command_and_not_mixed_with_others(
+    trained: Path, nuclei: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    model = shutil.copy(find_checkpoint(trained, "best"), tmp_path / "best.ckpt")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(generate(1, size=64)[0]).save(tmp_path / "in" / "a.png")
+    paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
+    command = ("predict", "--ckpt_path", model, *paths, "--data.num_workers", 0)
+    line = fails(*command, "--predict.runtime", "int8")
+    assert "python -m cellseg.quantise MODEL" in line
+    assert not (tmp_path / "out").exists()
+
+    before = torch.load(model, weights_only=True)
+    data = ("--data.root", str(nuclei), "--data.crop_size", "32", "--data.num_workers", "0")
+    assert quantise([str(model), *data]) == 0
+    after = torch.load(model, weights_only=True)
+    assert after.keys() - before.keys() == {"ranges"}
+    torch.testing.assert_close(after["state_dict"], before["state_dict"])
+    release(model, tmp_path / "mine.safetensors", {})
+    assert read(tmp_path / "mine.safetensors").ranges == after["ranges"]
+
+    tables = {}
+    for name in ("openvino", "int8", "int8"):
+        assert cellseg(*command, "--predict.runtime", name) == 0
+        assert json.loads((tmp_path / "out" / "run.json").read_text())["runtime"] == name
+        (table,) = (tmp_path / "out").glob("*_labels.tif")
+        done = table.stat().st_mtime_ns
+        assert (done == tables.get(name)) == (name in tables)  # the same is not done again
+        tables[name] = done
+    assert tables["openvino"] != tables["int8"]
+    package.load(str(model), runtime="int8").predict(generate(1, size=64)[0])
+
+
+def test_quantise_measures_a_released_model_on_the_images_it_was_trained_on(
+    trained: Path, nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "mine.safetensors"
+    release(find_checkpoint(trained, "best"), model, {})
+    seen: set[str] = set()
+    draw = CropDataset.__getitem__
+
+    def watch(self: CropDataset, number: int) -> dict[str, Any]:
+        item = draw(self, number)
+        seen.add(item["id"])
+        return item
+
+    monkeypatch.setattr(CropDataset, "__getitem__", watch)
+    flags = ("--data.crop_size", "32", "--data.num_workers", "0", "--data.split_seed", "5")
+    assert quantise([str(model), "--data.root", str(nuclei), *flags]) == 0
+    stored = read(model)
+    assert stored.split is not None and seen == set(stored.split["train"].values())
+    assert stored.ranges and all(low < high for low, high in stored.ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nuclei-9", "--data.root", "x"], "nuclei-9: no such file"),
+        (["nuclei-1"], "name annotated images with --data.root"),
+        (["nuclei-1", "--data.rot", "x"], "data.rot"),
+        ([], "model"),
+    ],
+)
+def test_quantise_answers_a_mistake_with_one_line(
+    args: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert quantise(args) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("cellseg: error: ") and message in line
+
+
 def test_auto_takes_openvino_only_where_it_computes_the_same() -> None:
     assert choose("auto", single_precision_on_cpu=True) == "openvino"
     assert choose("auto", single_precision_on_cpu=False) == "torch"
     assert choose("torch", single_precision_on_cpu=True) == "torch"
-    with pytest.raises(InputError, match="single precision"):
-        choose("openvino", single_precision_on_cpu=False)
+    assert choose("auto", single_precision_on_cpu=True, ranges={"up.0": [0, 1]}) == "openvino"
+    for name in ("openvino", "int8"):
+        with pytest.raises(InputError, match=f"{name} .* single precision"):
+            choose(name, single_precision_on_cpu=False)
 
 
 def test_without_openvino_auto_is_torch_and_the_extra_is_named(
@@ -89,8 +231,9 @@ def test_without_openvino_auto_is_torch_and_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(runtime, "find_spec", lambda name: None)
     assert choose("auto", single_precision_on_cpu=True) == "torch"
-    with pytest.raises(InputError, match=r"cellseg\[openvino\]"):
-        choose("openvino", single_precision_on_cpu=True)
+    for name in ("openvino", "int8"):
+        with pytest.raises(InputError, match=r"cellseg\[openvino\]"):
+            choose(name, single_precision_on_cpu=True)
 
 
 def test_half_precision_is_left_to_torch(tmp_path: Path) -> None:
@@ -111,6 +254,7 @@ class Refused(socket.socket):
     def __init__(self, *args, **kwargs):
         raise SystemExit("a socket was opened")
 socket.socket = Refused
+from cellseg.nn.int8 import measure, quantised
 from cellseg.nn.unet import UNet
 from cellseg.runtime import compile_levels
 compile_levels(UNet(base_channels=2, depth=1).eval(), Path(sys.argv[1]))

@@ -10,12 +10,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(model: str = "nuclei-1", runtime: Literal["auto", "torch", "openvino"] = "auto") -> Model:
+def load(
+    model: str = "nuclei-1", runtime: Literal["auto", "torch", "openvino", "int8"] = "auto"
+) -> Model:
     """A model to use in Python: `cellseg.load("nuclei-1").predict(image)` gives labels.
 
     Args:
         model: The name of one that comes with the package, or a checkpoint of one's own.
-        runtime: What computes the network on a CPU; `auto` is OpenVINO where it is installed.
+        runtime: What computes the network on a CPU; `auto` is OpenVINO where it is installed,
+            and `int8` OpenVINO with whole numbers, faster but not quite the same.
 
     Raises:
         cellseg.errors.InputError: There is no such model, or it is damaged.

@@ -255,6 +255,7 @@ class Application(LightningCLI):
             self.model.decoding = self._get(self.config_init, "decode")
         if self.choice is not None:
             self.model.diameter = self.choice.stored.diameter
+            self.model.ranges = self.choice.stored.ranges
 
     def before_fit(self) -> None:
         self._get(self.config_init, "dashboard").config_text = self._config_text()
@@ -285,6 +286,7 @@ class Application(LightningCLI):
             stored = checkpoint.read(path)
             datamodule.trained_split, datamodule.sides = stored.split, {}
             self.model.decoding = replace(stored.decoding, **asked)
+            self.model.ranges = stored.ranges
             self.trainer.test(
                 self.model, datamodule, ckpt_path=path, weights_only=True, verbose=False
             )
@@ -304,19 +306,22 @@ class Application(LightningCLI):
         self.datamodule.agree = writer.processes.agree
         assert self.choice is not None
         model = hashlib.sha256(self.choice.path.read_bytes()).hexdigest()
+        runtime = self.runtime.choose(self.trainer, self.model)
         writer.start(
             {
                 **_command(),
                 "model": self.choice.name,
                 "model_sha256": model,
-                "runtime": self.runtime.choose(self.trainer),
+                "runtime": runtime,
                 "settings": json.loads(self._config_text(format="json")),
             },
             {
                 "model": model,
                 "version": __version__,
                 "precision": self.trainer.precision,
-                "runtime": self.runtime.choose(self.trainer),
+                "runtime": runtime,
+                # Measured again, they make another network of the same weights.
+                **({"ranges": self.model.ranges} if runtime == "int8" else {}),
                 **_named("decode", asdict(self.model.decoding)),
                 **_named("data", asdict(self.datamodule.reading)),
             },

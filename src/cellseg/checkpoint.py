@@ -41,12 +41,14 @@ class Stored:
         split: Side to {pixel digest: sample id}; None where it holds none.
         diameter: Median diameter in px of the nuclei it was trained on.
         weights: Name to tensor, for `SegmentationTask.load_state_dict`.
+        ranges: Of the activations, see `nn.int8`; None where they were not measured.
     """
 
     settings: dict[str, Any]
     split: dict[str, dict[str, str]] | None
     diameter: float
     weights: dict[str, Tensor]
+    ranges: dict[str, list[float]] | None = None
 
     @property
     def decoding(self) -> Decoding:
@@ -187,6 +189,7 @@ def release(ckpt_path: Path, target: Path, about: dict[str, Any]) -> None:
         "settings": stored.settings,
         "split": stored.split,
         "diameter": stored.diameter,
+        "ranges": stored.ranges,
     }
     target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -201,7 +204,8 @@ def _read_released(path: Path) -> Stored:
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise InputError(f"{path}: damaged: not the sha256 in {path.stem}.json")
         weights = {name: value.float() for name, value in load(content).items()}
-        return Stored(facts["settings"], facts["split"], facts.get("diameter") or DIAMETER, weights)
+        diameter = facts.get("diameter") or DIAMETER
+        return Stored(facts["settings"], facts["split"], diameter, weights, facts.get("ranges"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{path}: no released model, or a damaged one ({error})") from error
 
@@ -239,7 +243,8 @@ def _read_checkpoint(path: Path) -> Stored:
             + (f" (its layers are {layers}, …)" if layers else "")
         )
     data = content.get("NucleiDataModule", {})
-    return Stored(settings, data.get("split"), data.get("diameter") or DIAMETER, weights)
+    diameter = data.get("diameter") or DIAMETER
+    return Stored(settings, data.get("split"), diameter, weights, content.get("ranges"))
 
 
 def _plain(value: Any) -> str:

@@ -38,7 +38,7 @@ def main(
     if args == ["--version"]:
         print(__version__)
         return 0
-    _set_up_logging()
+    set_up_logging()
     # At once: the imports that follow take seconds.
     log.info("cellseg %s: %s …", __version__, args[0] if args else "help")
     try:
@@ -46,17 +46,18 @@ def main(
 
         return run(args or ["--help"], model_class, allow)
     except (InputError, ArgumentError) as error:
-        return _say(error, 2)
+        return say(error, 2)
     except OutputError as error:
-        return _say(error, 1)
+        return say(error, 1)
 
 
-def _say(error: Exception, code: int) -> int:
+def say(error: Exception, code: int) -> int:
+    """Print an error as one line; gives the exit code back."""
     print(f"cellseg: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Messages go to the error stream, from the first of several processes only."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -124,6 +124,7 @@ class SegmentationTask(pl.LightningModule):
         # Not hyper-parameters: they are tuned when training ends.
         self.decoding = Decoding()
         self.diameter = DIAMETER  # of the nuclei it was trained on
+        self.ranges: dict[str, list[float]] | None = None  # for int8, see `nn.int8`
         # Outside of training another runtime may compute the network, see `runtime`.
         self.levels: Callable[[Tensor], Tensor] | None = None
         if weights:
@@ -305,6 +306,7 @@ class SegmentationTask(pl.LightningModule):
         except RuntimeError as error:
             raise InputError(f"{weights}: of another architecture: {error}") from error
         self.decoding, self.diameter = stored.decoding, stored.diameter
+        self.ranges = stored.ranges
 
     def _whole_image_logits(self, image: Tensor) -> Tensor:
         """Logits as `forward` gives them, but of background where an image has no contrast."""

@@ -15,7 +15,7 @@ from cellseg.data.images import to_rgb
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import LARGE
 from cellseg.predict.tiles import margin_for, stitch, with_halo
-from cellseg.runtime import Name, choose, compile_levels
+from cellseg.runtime import Name, choose, levels_for
 from cellseg.task import SegmentationTask
 
 
@@ -37,8 +37,8 @@ class Model:
         self.task = SegmentationTask(**architecture, weights=model).eval()
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
-        if choose(runtime, single_precision_on_cpu=True) == "openvino":
-            self.task.levels = compile_levels(self.task.net, default_cache_dir())
+        chosen = choose(runtime, single_precision_on_cpu=True, ranges=stored.ranges)
+        self.task.levels = levels_for(chosen, self.task, default_cache_dir())
 
     def predict(
         self,
