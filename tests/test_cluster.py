@@ -397,6 +397,15 @@ def test_two_machines_on_a_shared_folder(
     assert summary(out) == summary(clean)
 
 
+def test_two_images_at_a_time_leave_what_one_after_the_other_does(
+    images: Path, clean: Path, tmp_path: Path
+) -> None:
+    run = start(arguments(images, tmp_path / "out"), tmp_path / "log", OMP_NUM_THREADS="2")
+    assert run.wait(240) == 0
+    assert content(tmp_path / "out") == content(clean)
+    assert summary(tmp_path / "out") == summary(clean)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fault_17_ten_kills_leave_what_one_clean_run_makes(
@@ -405,7 +414,7 @@ def test_fault_17_ten_kills_leave_what_one_clean_run_makes(
     out, log = tmp_path / "out", tmp_path / "log"
     moments = random.Random(0)
     for kill in range(10):
-        run = start(arguments(images, out), log)
+        run = start(arguments(images, out), log, OMP_NUM_THREADS="2")
         # From before the first image to the last ones, wherever that is on this machine.
         wait_for(out, min(190, len(finished(out)) + moments.randrange(19)))
         time.sleep(moments.random() * 0.2)
@@ -413,7 +422,7 @@ def test_fault_17_ten_kills_leave_what_one_clean_run_makes(
         assert run.wait() == -signal.SIGKILL, kill
         for path in finished(out):
             assert tifffile.imread(path).shape == (64, 64)
-    assert start(arguments(images, out), log).wait(240) == 0
+    assert start(arguments(images, out), log, OMP_NUM_THREADS="2").wait(240) == 0
     assert content(out) == content(clean)  # pixels and tags; objects.csv; and no draft is left
     assert summary(out) == summary(clean)
 

@@ -387,3 +387,14 @@ def test_fault_24_masks_that_do_not_fit_are_refused_or_named_before_training(
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "masks" / "n02.png")
     line = fails("fit", *run)
     assert "masks/n02.png: 9 x 9 px, but its image images/n02.png has 64 x 64" in line
+
+
+def test_one_callback_by_its_name_averages_the_weights(nuclei: Path, tmp_path: Path) -> None:
+    data = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path)
+    averaging = ("--trainer.callbacks", "EMAWeightAveraging", "--trainer.callbacks.decay", 0.9)
+    assert cellseg("fit", *data, "--trainer.max_epochs", 1, *averaging, *SMALL) == 0
+    content = torch.load(find_checkpoint(tmp_path), weights_only=True)
+    average, current = content["state_dict"], content["current_model_state"]
+    assert not torch.equal(average["net.head.weight"], current["net.head.weight"])
+    again = ("--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert cellseg("fit", *data, *again, *averaging, *SMALL) == 0

@@ -244,7 +244,8 @@ class Application(LightningCLI):
                     version = log_dir.name
             # Lightning's own choice of logger also draws a metric that is always -1.
             kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
-        own = self._get(self.config_init, "trainer").callbacks or []
+        own = self._get(self.config_init, "trainer").callbacks or []  # one, or a list of them
+        own = [own] if isinstance(own, Callback) else own
         return super().instantiate_trainer(**kwargs, callbacks=[*own, *more])
 
     def after_instantiate_classes(self) -> None:
