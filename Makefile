@@ -62,7 +62,7 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## Measure the speed, twenty minutes on a quiet machine (docs/performance.md)
+bench: $(READY) ## Measure the speed, half an hour on a quiet machine (docs/performance.md)
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
 bench-peers: $(PEERS) ## Install the programs that `bench` compares with, each for itself
