@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, checkpoint, runtime
+from cellseg.allocator import keep_freed_memory
 from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.cores import use_granted_cores
@@ -259,6 +260,7 @@ class Application(LightningCLI):
             self.model.ranges = self.choice.stored.ranges
 
     def before_fit(self) -> None:
+        keep_freed_memory()
         self._get(self.config_init, "dashboard").config_text = self._config_text()
 
     def before_validate(self) -> None:
