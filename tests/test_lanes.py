@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from threading import Barrier, Event, Semaphore, Thread, Timer
 
 import pytest
 import torch
 
+from cellseg.errors import OutputError
 from cellseg.predict.lanes import Lanes
 
 
@@ -88,3 +90,21 @@ def test_what_has_not_begun_is_given_up() -> None:
     Timer(0.5, go.set).start()
     lanes.close()
     assert begun == [0, 1]
+
+
+def test_beside_a_gpu_a_lane_has_work_done_by_another_process() -> None:
+    lanes, found = Lanes(10, torch.device("cuda")), list[int]()
+    for _ in range(4):
+        lanes.add(lambda: found.append(lanes.aside(os.getpid)))
+    lanes.wait()
+    lanes.close()
+    assert len(found) == 4
+    assert os.getpid() not in found
+    assert Lanes(10).aside(os.getpid) == os.getpid()
+
+
+def test_a_killed_process_is_told_of() -> None:
+    lanes = Lanes(10, torch.device("cuda"))
+    with pytest.raises(OutputError, match="killed"):
+        lanes.aside(os._exit, 9)
+    lanes.close()

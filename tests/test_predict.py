@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from cellseg import __version__
 from cellseg.data.synthetic import generate
 from cellseg.errors import OutputError
-from cellseg.predict import formats
+from cellseg.predict import formats, writer
+from cellseg.predict.lanes import Lanes
 from conftest import SHARED, cellseg, find_checkpoint
 
 Predict = Callable[..., tuple[int, Path]]
@@ -395,3 +397,23 @@ def test_fault_32_more_nuclei_than_16_bits_count(
     (row,) = csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines())
     assert row["nuclei"] == "67600"
     assert len((tmp_path / "out" / "objects.csv").read_text().splitlines()) == 67_601
+
+
+def test_as_beside_a_gpu_the_results_are_those_of_a_cpu(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, size in enumerate((48, 48, 64, 48, 64, 48, 48)):
+        save(tmp_path / "in" / f"{number}.png", size, number)
+    (tmp_path / "in" / "half.png").write_bytes(b"\x89PNG")
+    stack = np.stack([generate(number, size=48)[0][..., 0] for number in range(3)])
+    tifffile.imwrite(tmp_path / "in" / "stack.tif", stack, photometric="minisblack")
+    data = ("--data.predict_dir", tmp_path / "in", "--output.formats", "all")
+    run = ("predict", *data, "--ckpt_path", find_checkpoint(trained), "--predict.runtime", "torch")
+    assert cellseg(*run, "--output.dir", tmp_path / "cpu") == 1
+    beside_gpu = torch.device("meta")  # the network stays where it is: only the lanes are others
+    monkeypatch.setattr(writer, "Lanes", lambda images, _: Lanes(images, beside_gpu))
+    assert cellseg(*run, "--output.dir", tmp_path / "gpu") == 1
+    assert tree(tmp_path / "gpu") == tree(tmp_path / "cpu")
+    for name in tree(tmp_path / "cpu"):
+        if name.endswith((".tif", ".png", ".csv")) and name != "summary.csv":
+            assert (tmp_path / "gpu" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes()

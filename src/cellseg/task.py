@@ -125,8 +125,11 @@ class SegmentationTask(pl.LightningModule):
         self.decoding = Decoding()
         self.diameter = DIAMETER  # of the nuclei it was trained on
         self.ranges: dict[str, list[float]] | None = None  # for int8, see `nn.int8`
-        # Outside of training another runtime may compute the network, see `runtime`.
+        # Outside of training another runtime may compute the network, see `runtime`; and on a
+        # GPU images are computed together, and decoded elsewhere, see `Batches` and `Lanes`.
         self.levels: Callable[[Tensor], Tensor] | None = None
+        self.batches: Callable[[Tensor], Tensor] | None = None
+        self.decode: Callable[[NDArray[Any], Decoding], NDArray[Any]] = decode
         if weights:
             self._start_from(weights)
 
@@ -184,11 +187,7 @@ class SegmentationTask(pl.LightningModule):
         large = batch.get("large")
         with torch.inference_mode(), precision():
             # All planes of a stack, and all tiles of a slide, are treated alike.
-            image = (
-                batch["image"]
-                if large is None
-                else large.image(*large.sample)[None].to(self.device)
-            )
+            image = batch["image"] if large is None else large.image(*large.sample)[None]
             middle = len(image) // 2
             sample = image[middle, None]
             seen, found = self._see(sample, batch["invert"], batch["diameter"])
@@ -240,13 +239,14 @@ class SegmentationTask(pl.LightningModule):
         """Probabilities (out_channels, h, w) of a window of a large image."""
         image = seen.apply(self._window(large, plane, rows, columns))
         with torch.inference_mode(), precision():
-            probs = self.probs(rescale(image, seen.factor))
+            # Tiles come one after the other: there is nothing to batch.
+            probs = self.batch_probs(rescale(image, seen.factor))[0].cpu().numpy()
         return probs if seen.factor == 1 else resize_maps(probs, image.shape[-2:])
 
     def _window(self, large: Any, plane: int, rows: slice, columns: slice) -> Tensor:
-        """A window (1, 3, h, w) of a large image, where and in the type that the network has."""
+        """A window (1, 3, h, w) of a large image, in the type that the network has."""
         image: Tensor = large.image(plane, rows, columns)[None]
-        return image.to(self.net.head.weight)
+        return image.to(self.net.head.weight.dtype)
 
     def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
         """The nuclei of one plane.
@@ -260,14 +260,18 @@ class SegmentationTask(pl.LightningModule):
         if factor < 1:  # the outlines follow the full grid
             probs = resize_maps(probs, shape)
             decoding = replace(decoding, min_area=round(decoding.min_area / factor**2))
-        labels = decode(probs, decoding)
+        labels = self.decode(probs, decoding)
         if factor > 1:  # enlarged, narrow gaps are seen that the full grid has not
             labels, probs = to_grid(labels, shape), resize_maps(probs, shape)
         return Segmentation(labels, probs[0])
 
     def probs(self, image: Tensor) -> NDArray[np.float32]:
         """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""
-        return self._whole_image_logits(image)[0].float().sigmoid().cpu().numpy()
+        return (self.batches or self.batch_probs)(image)[0].cpu().numpy()
+
+    def batch_probs(self, image: Tensor) -> Tensor:
+        """Probabilities (N, out_channels, H, W) of whole images (N, 3, H, W)."""
+        return self._whole_image_logits(image.to(self.device)).float().sigmoid()
 
     def configure_optimizers(self) -> Any:
         # Biases and batch normalisation are not decayed: shrinking them does not regularise.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
@@ -295,6 +296,15 @@ class NucleiDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self._on_gpu(),
         )
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Leave a file to predict where it is: the task moves what the network needs of it."""
+        if self.trainer is not None and self.trainer.predicting:
+            return batch
+        moved: dict[str, Any] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
 
     def whole_images(self, side: str) -> WholeImageDataset:
         """The images of one side at native size."""

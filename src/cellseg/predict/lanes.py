@@ -1,35 +1,62 @@
-"""Two images at a time, so that no core waits while nuclei are traced and files are written."""
+"""Several images at a time: no core or GPU waits while nuclei are traced and files written."""
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 import torch
 
-LANES = 2
+from cellseg.cores import cores
+from cellseg.errors import OutputError
+
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+ON_CPU = 2
+ON_GPU = 8
 
 
 class Lanes:
     """Works on images in threads that share the threads of torch.
 
-    The network keeps every core busy, all else of an image one. Side by side they fill each
-    other's gaps; a lane for each core would need the memory of as many images.
+    On a CPU the network keeps every core busy, all else of an image one. Side by side two lanes
+    fill each other's gaps; one for each core would need the memory of as many images. A GPU has
+    its network done in no time, so there is a lane for each core, and what Python's lock would
+    not let run side by side goes to a process of its own.
 
     Args:
         images: How many there are in all. The share of torch's threads that an image gets must
             not depend on how many of them are done already: its rounding does.
+        device: What computes the network.
 
     Attributes:
         count: How many images are worked on at a time.
+        on_gpu: Whether the network is computed on another device than the CPU.
     """
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, device: torch.device = CPU) -> None:
         threads = torch.get_num_threads()
-        self.count = max(1, min(LANES, images, threads))
-        share = threads // self.count
+        self.on_gpu = device.type != "cpu"
+        most = min(ON_GPU, cores()) if self.on_gpu else min(ON_CPU, threads)
+        self.count = max(1, min(most, images))
+        share = threads if self.on_gpu else threads // self.count
         self._pool = ThreadPoolExecutor(self.count, "lane", torch.set_num_threads, (share,))
         self._running: set[Future[None]] = set()
+        self._processes: ProcessPoolExecutor | None = None
+        if self.on_gpu:
+            # A fork would have the state of CUDA, and the locks of other threads.
+            spawned = multiprocessing.get_context("spawn")
+            self._processes = ProcessPoolExecutor(self.count, spawned)
 
     def add(self, work: Callable[[], None]) -> None:
         """Have work done by the next free lane; one waits, so that no lane has to.
@@ -41,6 +68,22 @@ class Lanes:
             self._collect()
         self._running.add(self._pool.submit(work))
 
+    def aside(self, work: Callable[..., T], *args: Any) -> T:
+        """Call a function of a module, for a lane: in a process of its own where there are any.
+
+        Raises:
+            OutputError: That process has been killed.
+        """
+        if self._processes is None:
+            return work(*args)
+        try:
+            return self._processes.submit(work, *args).result()
+        except BrokenProcessPool as error:
+            raise OutputError(
+                "a process that traces nuclei was killed, perhaps for want of memory; "
+                "the same command again does the rest"
+            ) from error
+
     def wait(self) -> None:
         """Until all work is done; raises as `add` does."""
         while self._running:
@@ -49,6 +92,8 @@ class Lanes:
     def close(self) -> None:
         """Give up what has not begun, and wait for the rest; errors are not heard."""
         self._pool.shutdown(cancel_futures=True)
+        if self._processes is not None:
+            self._processes.shutdown()
 
     def _collect(self) -> None:
         done, self._running = wait(self._running, return_when=FIRST_COMPLETED)

@@ -107,23 +107,24 @@ class Outputs:
 
 
 def write_results(
-    about: About, result: Result, outputs: Outputs, formats: Collection[str], expand: float
-) -> dict[str, Any]:
+    about: About, result: Result, dir: Path, formats: Collection[str], expand: float
+) -> tuple[dict[str, Any], list[str]]:
     """Write the files of one image.
 
     Args:
         about: The image.
         result: Its nuclei.
-        outputs: Where the files go.
+        dir: The results folder.
         formats: Which of `FORMATS`.
         expand: Width of the ring that is measured around each nucleus.
 
     Returns:
-        What the journal keeps for the tables of the run: `rows` of the summary; `diameters`, how
-        many nuclei there are of each whole number of px; the name of the `overlay`; and where it
-        keeps the parts of `objects` as CSV, each with a header, those of `rle` without, and the
-        `thumbnail` in base 64.
+        What the tables of the run need: `rows` of the summary; `diameters`, how many nuclei there
+        are of each whole number of px; the name of the `overlay`; and as texts to be kept the
+        parts of `objects` as CSV, each with a header, those of `rle` without, and the `thumbnail`
+        in base 64. And the names of the files, relative to the folder.
     """
+    outputs = Outputs(dir, about.stem, str)  # texts as they are: this may be another process
 
     def shaped(planes: Array) -> Array:  # as the file has them
         return planes.reshape(*about.shape, *planes.shape[1:])
@@ -152,7 +153,7 @@ def write_results(
         planes = list(chain.from_iterable([name] * count for name, count in names))
         kept["objects"] = [outputs.keep(table_text(about.file, planes, columns))]
     flat = result.labels if about.planes else result.labels[0]
-    return kept | write_outlines(about, flat, columns, outputs, formats)
+    return kept | write_outlines(about, flat, columns, outputs, formats), outputs.written
 
 
 def write_picture(

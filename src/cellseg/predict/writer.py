@@ -19,6 +19,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from cellseg.cores import cores
 from cellseg.data.folders import Shard, readable
 from cellseg.errors import InputError, OutputError
+from cellseg.instances import decode
+from cellseg.predict.batches import Batches
 from cellseg.predict.formats import is_whole, sweep, write_json
 from cellseg.predict.journal import Journal
 from cellseg.predict.lanes import Lanes
@@ -26,6 +28,7 @@ from cellseg.predict.large import LargeResult
 from cellseg.predict.processes import SIGTERM, Processes
 from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
 from cellseg.predict.tables import write_tables
+from cellseg.task import SegmentationTask
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +124,11 @@ class PredictionWriter(BasePredictionWriter):
         return todo
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._lanes = Lanes(len(trainer.datamodule.files.own))  # type: ignore[attr-defined]
+        images = len(trainer.datamodule.files.own)  # type: ignore[attr-defined]
+        self._lanes = Lanes(images, trainer.strategy.root_device)
+        if self._lanes.on_gpu and isinstance(pl_module, SegmentationTask):
+            pl_module.batches = Batches(pl_module.batch_probs, self._lanes.count)
+            pl_module.decode = partial(self._lanes.aside, decode)
         if threading.current_thread() is threading.main_thread():
             # Lightning's handler waits for the other processes, who may be done; its teardown
             # puts back what was there before both.
@@ -228,22 +235,28 @@ class PredictionWriter(BasePredictionWriter):
             scale=prediction["scale"],
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
-        outputs = Outputs(self.dir, about.stem, self.journal.keep)
         if "large" in batch:
+            outputs = Outputs(self.dir, about.stem, self.journal.keep)
             large = LargeResult(about, batch["large"], prediction["maps"], decoding, self._tick)
-            kept = large.write(outputs, self.formats, self.expand)
+            kept, written = large.write(outputs, self.formats, self.expand), outputs.written
         else:
             result = Result(
                 labels=prediction["labels"],
                 probs=prediction["probs"],
-                image=batch["image"].permute(0, 2, 3, 1).cpu().numpy(),
-                pixels=batch["pixels"].cpu().numpy(),
+                image=batch["image"].permute(0, 2, 3, 1).numpy(),
+                pixels=batch["pixels"].numpy(),
             )
-            kept = write_results(about, result, outputs, self.formats, self.expand)
+            kept, written = self._lanes.aside(
+                write_results, about, result, self.dir, self.formats, self.expand
+            )
+            for name in ("objects", "rle"):
+                kept |= {name: [*map(self.journal.keep, kept[name])]} if name in kept else {}
+            if "thumbnail" in kept:
+                kept["thumbnail"] = self.journal.keep(kept["thumbnail"])
         share = (time.monotonic() - began) / len(kept["rows"])
         facts = {"runtime": self.run["runtime"], "seconds": f"{share:.3f}"}
         kept["rows"] = [{**row, **facts} for row in kept["rows"]]
-        sizes = {name: (self.dir / name).stat().st_size for name in outputs.written}
+        sizes = {name: (self.dir / name).stat().st_size for name in written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
         self.journal.add(file, {**facts, "settings": self._key, "outputs": sizes, **kept})
 
