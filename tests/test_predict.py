@@ -417,3 +417,20 @@ def test_as_beside_a_gpu_the_results_are_those_of_a_cpu(
     for name in tree(tmp_path / "cpu"):
         if name.endswith((".tif", ".png", ".csv")) and name != "summary.csv":
             assert (tmp_path / "gpu" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+def test_fault_26_intensities_are_measured_as_recorded_whatever_the_precision_of_the_network(
+    precision: str, tmp_path: Path
+) -> None:
+    pixels = generate(3, size=96)[0][..., 0] * np.float32(1.001) + 1000
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    paths = ("--data.predict_dir", tmp_path / "a.tif", "--output.dir", tmp_path / "out")
+    assert cellseg("predict", *paths, "--trainer.precision", precision) == 0
+    labels = tifffile.imread(tmp_path / "out" / "a_labels.tif")
+    with (tmp_path / "out" / "objects.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert rows
+    for row in rows:
+        inside = pixels[labels == int(row["label"])]
+        assert float(row["mean_0"]) == pytest.approx(inside.mean(), rel=1e-6)

@@ -140,14 +140,22 @@ class Reading:
     diameter: float | str = "none"
 
 
+class Held:
+    """A tensor as it is, which Lightning would convert to the precision of the network."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 class FileDataset(Dataset[dict[str, Any]]):
     """Image files to predict; one that cannot be read is an item with its `error`.
 
     Items: `file` (relative name), `stem` (of its results), `repeat` (see `Share`), `note`,
     `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32 and
-    `pixels` (P, H, W, C) as recorded, or a `LargeImage` as `large`; `channels`, `planes` (the
-    name of each, empty for a file of one plane), `axes` and `shape` of the planes, `pixel_size`
-    (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and `sha256`.
+    `pixels` (P, H, W, C) as recorded, `Held`, or a `LargeImage` as `large`; `channels`, `planes`
+    (the name of each, empty for a file of one plane), `axes` and `shape` of the planes,
+    `pixel_size` (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and
+    `sha256`.
 
     Args:
         base: What the names are relative to.
@@ -191,7 +199,9 @@ class FileDataset(Dataset[dict[str, Any]]):
             bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
             content = {
                 "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
-                "pixels": torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"])),
+                "pixels": Held(
+                    torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"]))
+                ),
                 "note": "; ".join(filter(None, [note, left_out(bad)])),
             }
             planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape

@@ -243,8 +243,8 @@ class PredictionWriter(BasePredictionWriter):
             result = Result(
                 labels=prediction["labels"],
                 probs=prediction["probs"],
-                image=batch["image"].permute(0, 2, 3, 1).numpy(),
-                pixels=batch["pixels"].numpy(),
+                image=batch["image"].float().permute(0, 2, 3, 1).numpy(),
+                pixels=batch["pixels"].tensor.numpy(),
             )
             kept, written = self._lanes.aside(
                 write_results, about, result, self.dir, self.formats, self.expand
