@@ -262,3 +262,19 @@ def test_hyperparameters_build_the_same_network_again() -> None:
     again = SegmentationTask(**task.hparams)
     again.load_state_dict(task.state_dict())
     assert (again.lr, again.net.depth, again.net.head.in_channels) == (0.5, 1, 4)
+
+
+def test_batch_normalisation_may_stay_as_the_weights_to_start_from_had_it() -> None:
+    def norms(freeze: bool) -> tuple[Tensor, bool]:
+        task = small_task(freeze_norm=freeze)
+        before = {name: value.clone() for name, value in task.state_dict().items()}
+        fit(task, [item()], steps=2)
+        kinds = ("running_mean", "running_var", "num_batches_tracked")
+        after = {k: v for k, v in task.state_dict().items() if k.endswith(kinds)}
+        learned = not torch.equal(task.net.head.weight, before["net.head.weight"])
+        return torch.stack([(before[k] != v).any() for k, v in after.items()]), learned
+
+    changed, learned = norms(freeze=True)
+    assert learned and not changed.any()
+    changed, learned = norms(freeze=False)
+    assert learned and changed.all()

@@ -115,6 +115,23 @@ def test_changes_are_drawn_independently_of_each_other() -> None:
     assert plain < 15
 
 
+def test_a_share_of_the_crops_is_only_cut_turned_and_mirrored() -> None:
+    image = np.random.default_rng(0).random((SIDE, SIDE, 3), np.float32)
+    labels = np.zeros((SIDE, SIDE), np.uint16)
+    places = range(SIDE - 16 + 1)
+    windows = (image[y : y + 16, x : x + 16] for y in places for x in places)
+    plain = set[bytes]().union(*map(oriented, windows))
+
+    def unchanged(share: float) -> int:
+        vary = Augmentation(16, share=share)
+        return sum(vary(image, labels, seed)[0].tobytes() in plain for seed in range(300))
+
+    few = unchanged(1)  # chance leaves some as they are
+    assert few < 15
+    assert unchanged(0.6) == pytest.approx(0.4 * 300 + 0.6 * few, abs=35)
+    assert unchanged(0) == 300
+
+
 @pytest.mark.parametrize("strength", [0.2, 1.0])
 def test_strength_sets_how_far_nuclei_shrink_and_grow(strength: float) -> None:
     rows, columns = np.mgrid[:90, :90]

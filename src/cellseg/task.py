@@ -84,6 +84,8 @@ class SegmentationTask(pl.LightningModule):
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps over which the learning rate rises from 0. It then falls to 0
             along a cosine until the last step.
+        freeze_norm: Leave the means and variances of the batch normalisation as they are, which
+            the weights to start from were trained with. Small batches then do no harm.
         weights: Model to start from: the name of one that comes with the package, such as
             `nuclei-1`, or a file. On the command line it brings its own architecture.
     """
@@ -99,6 +101,7 @@ class SegmentationTask(pl.LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
+        freeze_norm: bool = False,
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +122,7 @@ class SegmentationTask(pl.LightningModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.freeze_norm = freeze_norm
         self.eval_loss = MeanMetric(nan_strategy="disable")
         self.eval_scores = Scores()
         # Not hyper-parameters: they are tuned when training ends.
@@ -139,6 +143,12 @@ class SegmentationTask(pl.LightningModule):
         other_runtime = self.levels is not None and image.is_cpu
         logits: Tensor = self.net(image, self.levels) if other_runtime else self.net(image)
         return logits
+
+    def on_train_start(self) -> None:
+        if self.freeze_norm:  # Lightning keeps the mode of each module
+            for module in self.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
 
     def training_step(self, batch: dict[str, Any]) -> Tensor:
         target = self._target(batch)

@@ -108,6 +108,8 @@ class NucleiDataModule(pl.LightningDataModule):
         balance: How far kinds of image (modalities, where they are known) are drawn alike: at 0
             each image is, at 1 each kind, between them kinds by a power of their number.
         augment: Strength of the augmentation; 0 is none, 1 is for general use.
+        augment_share: Share of the training crops that are augmented; the others are only turned
+            and mirrored. Fewer suit images like those trained on, more suit others.
         seed: Seed of the training crops.
         num_workers: Loader processes of each device; by default one less than the cores that
             this process may use, from 1 to 8.
@@ -151,6 +153,7 @@ class NucleiDataModule(pl.LightningDataModule):
         batch_size: int = 8,
         balance: float = 0.0,
         augment: float = 1.0,
+        augment_share: float = 1.0,
         seed: int = 0,
         num_workers: int | None = None,
         test_dir: Path | None = None,
@@ -173,8 +176,9 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(
                 "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
             )
-        if not 0 <= balance <= 1:
-            raise InputError(f"--data.balance {balance:g}: must lie in 0 to 1")
+        for name, value in (("balance", balance), ("augment_share", augment_share)):
+            if not 0 <= value <= 1:
+                raise InputError(f"--data.{name} {value:g}: must lie in 0 to 1")
         if len(preds_dir or []) > 2:
             raise InputError("--data.preds_dir: takes one folder, or two to compare as A,B")
         if min(seed, split_seed) < 0:
@@ -194,7 +198,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self.crops_per_epoch = crops_per_epoch
         self.batch_size = batch_size
         self.balance = balance
-        self.augmentation = Augmentation(crop_size, augment)
+        self.augmentation = Augmentation(crop_size, augment, augment_share)
         self.seed = seed
         self.num_workers = max(1, min(8, cores() - 1)) if num_workers is None else num_workers
         self.test_dir = test_dir

@@ -31,12 +31,14 @@ class Augmentation:
         crop_size: Side of the crop in px.
         strength: 0 only cuts the crop, 1 is meant for general use; it scales both how far and
             how often each change goes.
+        share: Of the crops that are varied; the others are only cut, turned and mirrored.
     """
 
-    def __init__(self, crop_size: int, strength: float = 1.0) -> None:
+    def __init__(self, crop_size: int, strength: float = 1.0, share: float = 1.0) -> None:
         self.crop_size = crop_size
         self.strength = strength
-        self._pipeline: Any = None
+        self.share = share
+        self._pipelines: tuple[Any, Any] | None = None
 
     def __call__(
         self, image: Array, labels: Array, seed: int
@@ -51,12 +53,14 @@ class Augmentation:
         Returns:
             (crop_size, crop_size, 3) float32 in [0, 1] and (crop_size, crop_size) uint16.
         """
-        if self._pipeline is None:  # here, so that only training imports albumentations
-            self._pipeline = _pipeline(self.crop_size, self.strength)
+        if self._pipelines is None:  # here, so that only training imports albumentations
+            self._pipelines = (_pipeline(self.crop_size, self.strength), _turns(self.crop_size))
+        rng = np.random.default_rng(seed)
+        pipeline = self._pipelines[self.share < 1 and rng.random() >= self.share]
         # One pair of generators for the whole pipeline. `set_random_seed` would start every
         # transform with the same number: all of them would happen together or not at all.
-        self._pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        done = self._pipeline(image=image, mask=labels)
+        pipeline.set_random_state(rng, random.Random(seed))
+        done = pipeline(image=image, mask=labels)
         return np.clip(done["image"], 0, 1, dtype=np.float32), done["mask"]
 
     def window(self, shape: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
@@ -64,6 +68,15 @@ class Augmentation:
         side = round(self.crop_size * WINDOW)
         starts = [int(rng.integers(max(size - side, 0) + 1)) for size in shape]
         return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
+
+
+def _turns(size: int) -> Any:
+    """Leaves the pixels as they are."""
+    import albumentations as A
+    import cv2
+
+    pad = A.PadIfNeeded(size, size, position="random", border_mode=cv2.BORDER_REFLECT_101)
+    return A.Compose([pad, A.RandomCrop(size, size), A.D4(p=1)], strict=True)
 
 
 def _pipeline(size: int, strength: float) -> Any:
