@@ -19,16 +19,9 @@ from torch.utils.data import DataLoader
 
 from cellseg.data.cache import pixel_digest
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.data.dataset import (
-    CropDataset,
-    EndlessSampler,
-    FileDataset,
-    Reading,
-    Share,
-    WholeImageDataset,
-    local_labels,
-    to_tensor,
-)
+from cellseg.data.dataset import CropDataset, WholeImageDataset, local_labels, to_tensor
+from cellseg.data.files import FileDataset, Reading
+from cellseg.data.samplers import EndlessSampler, Share
 from cellseg.data.splits import dsb2018, origins
 from cellseg.data.transforms import Augmentation
 

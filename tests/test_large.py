@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import cellseg as package
-from cellseg.data import dataset, images, recording, tiff
+from cellseg.data import files, images, recording, tiff
 from cellseg.data.images import intensity_limits, normalise, read_recording, select_planes
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import Windows
@@ -74,7 +74,7 @@ TIFFS: dict[str, tuple[Array, dict[str, Any]]] = {
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of a few tiles are large."""
-    for module in (dataset, tiff, model):
+    for module in (files, tiff, model):
         monkeypatch.setattr(module, "LARGE", 64 * 64)
     for module in (tiles, large):
         monkeypatch.setattr(module, "TILE", 128)

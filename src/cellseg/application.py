@@ -117,7 +117,7 @@ class Application(LightningCLI):
                 "max_epochs": 30,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 1,
-                "use_distributed_sampler": False,  # `dataset.Share` divides the images
+                "use_distributed_sampler": False,  # `samplers.Share` divides the images
             },
             parser_kwargs={
                 **options,

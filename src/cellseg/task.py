@@ -339,7 +339,7 @@ class SegmentationTask(pl.LightningModule):
     def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any] | None:
         """What callbacks show of an image: `probs` (C, H, W), `preds` (H, W) and its `sums`."""
         logits = self._whole_image_logits(batch["image"])
-        if batch["repeat"].any():  # it belongs to another process, see `dataset.Share`
+        if batch["repeat"].any():  # it belongs to another process, see `samplers.Share`
             return None
         self.eval_loss.update(self.loss(logits, self._target(batch)))
         probs = logits[0].float().sigmoid()

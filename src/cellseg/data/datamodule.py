@@ -17,17 +17,11 @@ from torch.utils.data import DataLoader
 from cellseg.adapt import median_diameter
 from cellseg.cores import cores
 from cellseg.data.cache import default_cache_dir, prepare
-from cellseg.data.dataset import (
-    Annotation,
-    CropDataset,
-    EndlessSampler,
-    FileDataset,
-    Reading,
-    Share,
-    WholeImageDataset,
-)
+from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
+from cellseg.data.files import FileDataset, Reading
 from cellseg.data.folders import Shard, files_to_predict, find_samples, open_tree, output_stems
 from cellseg.data.masks import is_half_annotated
+from cellseg.data.samplers import EndlessSampler, Share
 from cellseg.data.splits import (
     SIDES,
     Split,

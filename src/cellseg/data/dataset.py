@@ -1,29 +1,17 @@
-"""Datasets and samplers: random crops for training, whole images for all else."""
+"""Annotated images: random crops for training, whole images to score on."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from cellseg.data.folders import digest_of, readable, size_and_time
-from cellseg.data.images import (
-    intensity_limits,
-    normalise,
-    read_recording,
-    select_planes,
-    to_rgb_planes,
-)
-from cellseg.data.large import LargeImage, left_out
-from cellseg.data.recording import LARGE, Array
+from cellseg.data.images import intensity_limits, normalise
+from cellseg.data.recording import Array
 from cellseg.data.transforms import Augmentation
-from cellseg.errors import InputError
 from cellseg.instances import borders, encode
 
 
@@ -96,7 +84,7 @@ class WholeImageDataset(Dataset[dict[str, Any]]):
     """Annotated images at native size.
 
     Items: `image` (3, H, W) float32, `labels` (H, W) int32, `maps` (2, H, W) uint8, `id`,
-    `repeat` (see `Share`).
+    `repeat` (see `samplers.Share`).
     """
 
     def __init__(self, samples: Sequence[Annotation], percentiles: tuple[float, float]) -> None:
@@ -117,157 +105,6 @@ class WholeImageDataset(Dataset[dict[str, Any]]):
             "id": sample.id,
             "repeat": repeat,
         }
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How image files are read to predict.
-
-    Attributes:
-        percentiles: See `intensity_limits`.
-        channel: See `images.to_rgb_planes`.
-        plane: See `images.select_planes`.
-        pixel_size: In um, in place of what the file says.
-        invert: For the task: whether to predict on the negative, or `auto`.
-        diameter: For the task: of the nuclei in px, or `auto` or `none`.
-    """
-
-    percentiles: tuple[float, float]
-    channel: str | None = None
-    plane: str = "all"
-    pixel_size: float | None = None
-    invert: bool | str = "auto"
-    diameter: float | str = "none"
-
-
-class Held:
-    """A tensor as it is, which Lightning would convert to the precision of the network."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
-class FileDataset(Dataset[dict[str, Any]]):
-    """Image files to predict; one that cannot be read is an item with its `error`.
-
-    Items: `file` (relative name), `stem` (of its results), `repeat` (see `Share`), `note`,
-    `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32 and
-    `pixels` (P, H, W, C) as recorded, `Held`, or a `LargeImage` as `large`; `channels`, `planes`
-    (the name of each, empty for a file of one plane), `axes` and `shape` of the planes,
-    `pixel_size` (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and
-    `sha256`.
-
-    Args:
-        base: What the names are relative to.
-        files: Names and the stems of their results.
-        reading: How they are read.
-    """
-
-    def __init__(self, base: Path, files: Sequence[tuple[str, str]], reading: Reading) -> None:
-        self.base = base
-        self.files = files
-        self.reading = reading
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, place: tuple[int, bool]) -> dict[str, Any]:
-        index, repeat = place
-        name, stem = self.files[index]
-        item = {"file": name, "stem": stem, "repeat": repeat, "error": "", "note": ""}
-        if repeat:  # it may be huge
-            return item | {"error": "done by another process"}
-        try:
-            return item | self._read(name)
-        except (ValueError, OSError, MemoryError) as error:
-            return item | {"error": str(error) or type(error).__name__}
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path, how = self.base / name, self.reading
-        if readable(name) != name:
-            raise InputError(f"{readable(name)}: its name is not valid Unicode; rename it")
-        size, mtime = size_and_time(path)
-        recording = read_recording(path, name, by_windows=True)
-        if math.prod(recording.pixels.shape[:3]) > LARGE:
-            large = LargeImage(recording, how.plane, how.channel, how.percentiles)
-            content = {"large": large, "note": large.note}
-            planes, axes, shape = large.planes, large.axes, large.sizes
-        else:
-            recording = select_planes(recording, how.plane)
-            pixels, note = to_rgb_planes(recording, how.channel)
-            image = normalise(pixels, intensity_limits(pixels, how.percentiles))
-            bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
-            content = {
-                "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
-                "pixels": Held(
-                    torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"]))
-                ),
-                "note": "; ".join(filter(None, [note, left_out(bad)])),
-            }
-            planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape
-        return content | {
-            "channels": recording.channels,
-            "planes": planes,
-            "axes": axes,
-            "shape": shape,
-            "pixel_size": how.pixel_size or recording.pixel_size,
-            "invert": how.invert,
-            "diameter": how.diameter,
-            "size": size,
-            "mtime": mtime,
-            "sha256": digest_of(path),
-        }
-
-
-class EndlessSampler(Sampler[int]):
-    """The crop numbers of one epoch, going on where training stands.
-
-    The position is a function of the steps taken, not a state of its own: a run resumed in
-    mid-epoch sees the crops it would have seen.
-
-    Args:
-        crops: Crops of an epoch, over all processes.
-        position: Crops taken so far, over all processes.
-        rank: Of this process.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-        self, crops: int, position: Callable[[], int], rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.crops = crops
-        self.position = position
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        return self.crops // self.world_size
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.position() + self.rank
-        return iter(range(start, start + self.crops, self.world_size)[: len(self)])
-
-
-class Share(Sampler[tuple[int, bool]]):
-    """One process's share of a set of images, in order.
-
-    Every process gets equally many items, as its collective calls demand; what fills up the
-    last round is marked as a repeat, which is computed but neither counted nor written.
-    Lightning's own sampler pads without a mark (biased scores) or not at all (a process
-    without an image fails).
-    """
-
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.size = size
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        return -(-self.size // self.world_size)
-
-    def __iter__(self) -> Iterator[tuple[int, bool]]:
-        for index in range(self.rank, len(self) * self.world_size, self.world_size):
-            yield (index, False) if index < self.size else (0, True)
 
 
 def local_labels(labels: Array) -> Array:
