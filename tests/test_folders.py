@@ -12,15 +12,8 @@ import tifffile
 from PIL import Image
 
 from cellseg.data.cache import prepare
-from cellseg.data.folders import (
-    Sample,
-    Tree,
-    files_to_predict,
-    find_samples,
-    open_tree,
-    output_stems,
-    walk,
-)
+from cellseg.data.folders import Sample, Tree, find_samples, open_tree
+from cellseg.data.listing import files_to_predict, output_stems, walk
 from cellseg.errors import InputError
 from cellseg.predict.formats import write_labels, write_overlay
 

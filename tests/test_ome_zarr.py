@@ -11,8 +11,8 @@ import tifffile
 import zarr
 
 from cellseg.data import ome_zarr
-from cellseg.data.folders import files_to_predict
 from cellseg.data.images import read_recording
+from cellseg.data.listing import files_to_predict
 from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError

@@ -19,7 +19,8 @@ from cellseg.cores import cores
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
 from cellseg.data.files import FileDataset, Reading
-from cellseg.data.folders import Shard, files_to_predict, find_samples, open_tree, output_stems
+from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.listing import Shard, files_to_predict, output_stems
 from cellseg.data.masks import is_half_annotated
 from cellseg.data.samplers import EndlessSampler, Share
 from cellseg.data.splits import (

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cellseg.data.folders import digest_of, readable, size_and_time
 from cellseg.data.images import (
     intensity_limits,
     normalise,
@@ -21,6 +20,7 @@ from cellseg.data.images import (
     to_rgb_planes,
 )
 from cellseg.data.large import LargeImage, left_out
+from cellseg.data.listing import digest_of, readable, size_and_time
 from cellseg.data.recording import LARGE
 from cellseg.errors import InputError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
-from cellseg.data.folders import digest_of, size_and_time
+from cellseg.data.listing import digest_of, size_and_time
 from cellseg.errors import OutputError
 
 FOLDER = ".cellseg"

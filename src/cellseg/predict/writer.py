@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cellseg.cores import cores
-from cellseg.data.folders import Shard, readable
+from cellseg.data.listing import Shard, readable
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches

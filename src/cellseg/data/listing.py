@@ -1,0 +1,203 @@
+"""The files below a folder: which there are to predict, and what tells one from another."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from cellseg.data.images import SOFTWARE, SUFFIXES, is_image
+from cellseg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several independent runs over the same files, each of which does its own.
+
+    Attributes:
+        index: Which, from 0.
+        count: Of how many.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `I/N`.
+
+        Raises:
+            InputError: It is no such text.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise InputError(
+                f"--data.shard {text}: must be I/N with I from 0 to N-1, such as 0/8 to 7/8"
+            )
+        return cls(int(index), int(count))
+
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"{self.index}of{self.count}"
+
+    def __contains__(self, file: str) -> bool:
+        """Whether a file is this one's, by its relative POSIX name alone."""
+        digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Relative POSIX names of all files below a folder, through links, each folder once."""
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        images = [name for name in subfolders if is_zarr(name)]  # each a folder of chunks
+        subfolders[:] = sorted(n for n in subfolders if not (n.startswith(".") or is_zarr(n)))
+        # A `Path` for each of 100,000 files takes seconds.
+        above = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
+        for name in images + files:
+            yield above + name
+
+
+def files_to_predict(
+    source: Path, include: Sequence[str], exclude: Sequence[str], output: Path | None = None
+) -> tuple[Path, list[str]]:
+    """The images that `predict` tries.
+
+    Args:
+        source: A folder (searched with all below it), an image, or a text file that names
+            an image a line, absolute or relative to the text file.
+        include: Shell patterns for relative paths or names; none means all.
+        exclude: The same for what to leave out.
+        output: Where results go; what lies below it is not input.
+
+    Returns:
+        The folder that all names are relative to, and the sorted POSIX names.
+
+    Raises:
+        InputError: There is no such path, or nothing to predict in it.
+    """
+    if is_zarr(source.name) or (source.is_file() and source.suffix.lower() in SUFFIXES):
+        if not source.exists():
+            raise InputError(f"--data.predict_dir {source}: no such file or folder")
+        base, names = source.parent, [source.name]
+    elif source.is_dir():
+        base = source
+        names = [name for name in walk(source) if is_image(name)]
+        if output is not None and source.resolve() in output.resolve().parents:
+            folders = {name.rpartition("/")[0] for name in names}
+            outside = {f for f in folders if not _is_below(source / f, output)}
+            names = [name for name in names if name.rpartition("/")[0] in outside]
+    elif source.is_file():
+        base, names = _listed(source)
+    else:
+        raise InputError(f"--data.predict_dir {source}: no such file or folder")
+    names = sorted(
+        name
+        for name in names
+        if (not include or _matches(name, include)) and not _matches(name, exclude)
+    )
+    names = [n for n in names if not (is_named_as_output(n) and is_own_output(base / n))]
+    if not names:
+        raise InputError(
+            f"--data.predict_dir {source}: no image found; looked for {', '.join(SUFFIXES)}"
+            + (f", including {', '.join(include)}" if include else "")
+            + (f", excluding {', '.join(exclude)}" if exclude else "")
+        )
+    return base, names
+
+
+def output_stems(names: Sequence[str]) -> list[str]:
+    """What the results of each file are called: its path without the last suffix.
+
+    Files of one folder that share a stem, ignoring case, keep their full names.
+    """
+    short = [os.path.splitext(name)[0] for name in names]
+    taken = Counter(stem.lower() for stem in short) + Counter(name.lower() for name in names)
+    return [
+        stem if taken[stem.lower()] == 1 else name for stem, name in zip(short, names, strict=True)
+    ]
+
+
+def _is_below(folder: Path, top: Path) -> bool:
+    return folder.resolve().is_relative_to(top.resolve())
+
+
+def _listed(source: Path) -> tuple[Path, list[str]]:
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(
+            f"--data.predict_dir {source}: neither an image nor a text file with a path a line"
+        ) from error
+    paths = [os.path.abspath(source.parent / line.strip()) for line in lines if line.strip()]
+    if not paths:
+        raise InputError(f"--data.predict_dir {source}: the file names no image")
+    base = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    return base, sorted({Path(path).relative_to(base).as_posix() for path in paths})
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, p) or fnmatch(PurePosixPath(name).name, p) for p in patterns)
+
+
+def readable(name: str) -> str:
+    """A file's name with the bytes written out that are not valid Unicode."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def is_zarr(name: str) -> bool:
+    """Whether a folder's name says that it is an image."""
+    return name.lower().endswith(".zarr")
+
+
+def size_and_time(path: Path | str) -> tuple[int, int]:
+    """Bytes of a file, or of all files of a folder, and when the newest was changed, in ns."""
+    facts = os.stat(path)
+    if not stat.S_ISDIR(facts.st_mode):
+        return facts.st_size, facts.st_mtime_ns
+    below = [os.stat(Path(folder) / name) for folder, _, names in os.walk(path) for name in names]
+    times = [each.st_mtime_ns for each in below]
+    return sum(each.st_size for each in below), max(times, default=facts.st_mtime_ns)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file's content, or of that of all files of a folder."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\0".encode())
+        return digest.hexdigest()
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def is_named_as_output(name: str) -> bool:
+    """Whether a file has the name of a label image, overlay or probabilities."""
+    return os.path.splitext(name)[0].endswith(("_labels", "_overlay", "_probs"))
+
+
+def is_own_output(path: Path) -> bool:
+    """Whether a file was written by `predict`, by its software tag."""
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                return tiff.pages.first.software.startswith(SOFTWARE)
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            return str(picture.info.get("Software", "")).startswith(SOFTWARE)
+    except Exception:  # damaged, so not ours: it gets its error row as any other file
+        return False
