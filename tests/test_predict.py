@@ -17,6 +17,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from skimage.segmentation import find_boundaries
 
 from cellseg import __version__
 from cellseg.data.synthetic import generate
@@ -434,3 +435,11 @@ def test_fault_26_intensities_are_measured_as_recorded_whatever_the_precision_of
     for row in rows:
         inside = pixels[labels == int(row["label"])]
         assert float(row["mean_0"]) == pytest.approx(inside.mean(), rel=1e-6)
+
+
+def test_outlines_are_the_inner_boundaries_of_scikit_image() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((40, 50), (1, 7), (7, 1), (1, 1)):
+        labels = rng.integers(0, 4, shape).repeat(3, axis=0).astype(np.uint16)
+        expected = find_boundaries(labels, mode="inner")
+        np.testing.assert_array_equal(formats.inner_boundaries(labels), expected)

@@ -115,7 +115,7 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
         nuclei on.
     """
     from skimage.measure import label
-    from skimage.segmentation import clear_border, relabel_sequential, watershed
+    from skimage.segmentation import clear_border, watershed
 
     decoding = decoding or Decoding()
     mask = maps[0] > decoding.threshold
@@ -129,6 +129,8 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
         labels = clear_border(labels)
     areas = np.bincount(labels.ravel())
     sums = np.bincount(labels.ravel(), maps[0].ravel())
-    dropped = (areas < decoding.min_area) | (sums < decoding.min_confidence * areas)
-    numbered: NDArray[Any] = relabel_sequential(np.where(dropped[labels], 0, labels))[0]
-    return numbered.astype(np.uint16 if numbered.max() <= 65535 else np.uint32)
+    kept = (areas >= max(decoding.min_area, 1)) & (sums >= decoding.min_confidence * areas)
+    kept[0] = False
+    numbers = np.cumsum(kept) * kept
+    numbered: NDArray[Any] = numbers.astype(np.uint16 if kept.sum() <= 65535 else np.uint32)[labels]
+    return numbered

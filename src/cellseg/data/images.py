@@ -264,5 +264,6 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
     # Floating images in double precision, where the widest range of float32 does not overflow.
     wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
     scaled: Array = (np.clip(wide, low, low + span) - low) / span
-    np.nan_to_num(scaled, copy=False, nan=0.0)
+    if image.dtype.kind == "f":
+        np.nan_to_num(scaled, copy=False, nan=0.0)
     return np.asarray(scaled, np.float32)

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SOFTWARE = f"cellseg {__version__}"
 DRAFT = re.compile(r"\.draft-[0-9a-f]{8}-")
+# Of a PNG, before which nothing else may come: its signature and the chunk IHDR.
+PNG_HEADER = 8 + 25
 # Seen on black, on white, and on the pink and purple of stained tissue.
 OUTLINE = (0, 255, 64)
 # Side in px of a tile of a large label image.
@@ -207,11 +209,24 @@ def probs_on_disk(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uin
 
 def outlined(image: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.uint8]:
     """The image (H, W, 3) in [0, 1] as 8 bit, with the outlines of its nuclei."""
-    from skimage.segmentation import find_boundaries
-
     picture = to_bytes(image)
-    picture[find_boundaries(labels, mode="inner")] = OUTLINE
+    picture[inner_boundaries(labels)] = OUTLINE
     return picture
+
+
+def inner_boundaries(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """The pixels of nuclei (H, W) beside another label, above, below, to the left or the right.
+
+    As `skimage.segmentation.find_boundaries` with mode "inner", in a tenth of its time.
+    """
+    found = np.zeros(labels.shape, bool)
+    across = labels[1:] != labels[:-1]
+    found[1:] |= across
+    found[:-1] |= across
+    along = labels[:, 1:] != labels[:, :-1]
+    found[:, 1:] |= along
+    found[:, :-1] |= along
+    return found & (labels > 0)
 
 
 def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDArray[np.uint8]:
@@ -230,14 +245,15 @@ def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDAr
 
 def write_overlay(path: Path, picture: NDArray[np.uint8]) -> None:
     """A picture (H, W, 3) as PNG."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+    from imagecodecs import PNG, png_encode
+    from PIL.PngImagePlugin import putchunk
 
-    tags = PngInfo()
-    tags.add_text("Software", SOFTWARE)
-    with draft(path) as name:
-        # Level 6, the default, takes three times as long for a tenth of the size.
-        Image.fromarray(picture).save(name, format="PNG", pnginfo=tags, compress_level=3)
+    # Pillow tries five filters on each row, and takes three times as long for the same size.
+    content = png_encode(np.ascontiguousarray(picture), level=1, filter=PNG.FILTER.SUB)
+    with draft(path) as name, name.open("wb") as file:
+        file.write(content[:PNG_HEADER])
+        putchunk(file, b"tEXt", b"Software\0", SOFTWARE.encode())
+        file.write(content[PNG_HEADER:])
 
 
 def thumbnail(picture: NDArray[np.uint8], side: int = 256) -> bytes:
