@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
-from cellseg.report import Scored, intervals, resample, summary
+from cellseg.scored import Scored, intervals, resample, summary
 from conftest import SMALL, cellseg, find_checkpoint, write_nuclei
 
 Fails = Callable[..., str]

@@ -6,8 +6,6 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,21 @@ from cellseg.data.datamodule import NucleiDataModule, few
 from cellseg.data.folders import find_predictions
 from cellseg.data.images import intensity_limits, normalise, read_labels
 from cellseg.errors import InputError
-from cellseg.metrics import MISTAKES, compare, scores
+from cellseg.metrics import MISTAKES, compare
 from cellseg.predict.formats import draft, outlined, write_json, write_text
+from cellseg.scored import (
+    FEWEST_GROUPS,
+    Scored,
+    by_modality,
+    intervals,
+    keep_worst_pictures,
+    resample,
+    summary,
+    worst,
+)
 
 log = logging.getLogger(__name__)
 
-RESAMPLES = 2000
-FEWEST_GROUPS = 6
-WORST = 10
 # Of the table on screen: score and title.
 MAIN = {
     "dice": "Dice of the foreground",
@@ -43,31 +48,6 @@ MAIN = {
     "aji": "aggregated Jaccard",
     "count_error": "error of the count",
 }
-
-
-@dataclass(eq=False)
-class Scored:
-    """One image that was compared with the truth.
-
-    Attributes:
-        id: The sample's id.
-        group: Its field of view: images of one are no independent evidence.
-        modality: What kind of image it is, where that is known.
-        sums: From `metrics.compare`.
-        picture: (h, w, 3) uint8 of what is right and wrong, kept of the worst images only.
-    """
-
-    id: str
-    group: str
-    modality: str
-    sums: Mapping[str, float]
-    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
-
-    @cached_property
-    def scores(self) -> dict[str, float]:
-        """Its scores, with the error of its count."""
-        error = abs(self.sums["predicted"] - self.sums["true"])
-        return {**scores(dict(self.sums)), "count_error": error}
 
 
 class Report(pl.Callback):
@@ -225,67 +205,6 @@ def write_report(
     write_text(folder / "metrics.md", text)
     write_worst(folder / "worst.png", worst(images))
     print(f"\n{text}\nWritten to {folder}: metrics.json, metrics.csv, metrics.md, worst.png")
-
-
-def summary(images: Sequence[Scored]) -> dict[str, float]:
-    """Means over images; ending in `_pooled`, scores of all nuclei together; mistakes."""
-    each = [image.scores for image in images]
-    total = {name: sum(image.sums[name] for image in images) for name in images[0].sums}
-    return {
-        **{name: float(np.mean([s[name] for s in each])) for name in each[0]},
-        **{f"{name}_pooled": value for name, value in scores(total).items()},
-        **{name: total[name] for name in ("true", "predicted", *MISTAKES)},
-    }
-
-
-def resample(images: Sequence[Scored], seed: int = 0) -> dict[str, NDArray[np.float64]]:
-    """The scores of `RESAMPLES` bootstrap samples, drawn by group with replacement.
-
-    Two methods on the same images get the same samples, as a paired comparison needs.
-
-    Returns:
-        Score to (RESAMPLES,); nothing where there are too few groups.
-    """
-    names = sorted({image.group for image in images})
-    if len(names) < FEWEST_GROUPS:
-        return {}
-    place = {name: number for number, name in enumerate(names)}
-    means, sums = list(images[0].scores), list(images[0].sums)
-    table = np.zeros((len(names), 1 + len(means) + len(sums)))
-    for image in images:
-        table[place[image.group]] += [1, *image.scores.values(), *image.sums.values()]
-    weights = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), RESAMPLES
-    )
-    drawn = weights @ table
-    result = dict(zip(means, (drawn[:, 1 : 1 + len(means)] / drawn[:, :1]).T, strict=True))
-    pooled = [scores(dict(zip(sums, row, strict=True))) for row in drawn[:, 1 + len(means) :]]
-    result |= {f"{name}_pooled": np.array([row[name] for row in pooled]) for name in pooled[0]}
-    return result
-
-
-def intervals(samples: Mapping[str, NDArray[np.float64]]) -> dict[str, list[float]]:
-    """The 2.5 and 97.5 percentiles of bootstrap samples."""
-    return {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in samples.items()}
-
-
-def by_modality(images: Sequence[Scored]) -> list[tuple[str, list[Scored]]]:
-    """The images of each kind, where kinds are known."""
-    names = sorted({image.modality for image in images if image.modality})
-    return [(name, [image for image in images if image.modality == name]) for name in names]
-
-
-def worst(images: Sequence[Scored]) -> list[Scored]:
-    """The images of lowest mean AP."""
-    return sorted(images, key=lambda image: (image.scores["map"], image.id))[:WORST]
-
-
-def keep_worst_pictures(images: Sequence[Scored]) -> None:
-    """Forget the pictures of all others, which would fill the memory."""
-    kept = {image.id for image in worst(images)}
-    for image in images:
-        if image.id not in kept:
-            image.picture = None
 
 
 def table(
