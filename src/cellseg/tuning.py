@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # In the order in which they matter.
 CANDIDATES: dict[str, tuple[Any, ...]] = {
-    "marker": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "marker": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     "threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
     "min_area": (0, 5, 10, 15, 20, 30, 50, 80),
     # Higher levels still gain a little mean AP, but miss many more nuclei, see `docs/maps.md`.
