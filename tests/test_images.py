@@ -381,6 +381,49 @@ def test_a_channel_is_taken_from_a_colour_image(channel: str, number: int) -> No
         np.testing.assert_array_equal(read_image(data, "stain", channel), thrice(RGB[..., number]))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize(
+    ("tint", "taken", "several"),
+    [
+        pytest.param((0, 0, 1), 2, False, id="blue"),
+        pytest.param((1, 0, 0), 0, False, id="red"),
+        pytest.param((0.4, 1, 0), 1, True, id="lime"),
+        pytest.param((1, 1, 0.5), 2, True, id="dim blue"),
+        pytest.param((1, 0.9, 0.05), 0, True, id="hardly blue"),
+    ],
+)
+def test_fault_08_of_colours_on_black_one_is_taken(
+    tint: tuple[float, ...], taken: int, several: bool, dtype: type
+) -> None:
+    scene = np.zeros((40, 56, 3))
+    scene[10:30, 10:30] = tint
+    scene = (scene * 200).astype(dtype)
+    recording = read_recording(tiff(scene, photometric="rgb"), "merge")
+    planes, note = to_rgb_planes(recording)
+    np.testing.assert_array_equal(planes[0], thrice(scene[..., taken]))
+    colour = recordings.COLOURS[taken]
+    expected = f"several colours on black, took {colour}; --data.channel picks another"
+    assert note == (expected if several else "")
+
+
+@pytest.mark.parametrize(
+    ("ground", "nuclei"),
+    [
+        pytest.param((240, 240, 240), (90, 50, 130), id="stained tissue"),
+        pytest.param((180, 120, 160), (90, 50, 130), id="stained all over"),
+        pytest.param((0, 0, 0), (200, 200, 200), id="grey"),
+        pytest.param((0, 0, 0), (200, 195, 190), id="nearly grey"),
+        pytest.param((0, 0, 0), (0, 0, 0), id="black"),
+    ],
+)
+def test_colours_of_tissue_and_greys_stay(ground: tuple[int, ...], nuclei: tuple[int, ...]) -> None:
+    scene = np.zeros((40, 56, 3), np.uint8) + np.array(ground, np.uint8)
+    scene[10:30, 10:30] = nuclei
+    planes, note = to_rgb_planes(read_recording(pillow(scene, "PNG"), "scene"))
+    np.testing.assert_array_equal(planes[0], scene)
+    assert note == ""
+
+
 def test_a_name_that_is_a_number_comes_before_the_number() -> None:
     data = of_ome("1", "0")
     np.testing.assert_array_equal(read_image(data, "cells", "1"), thrice(CHANNELS[0]))

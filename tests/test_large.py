@@ -135,7 +135,7 @@ def test_fault_12_a_large_image_is_normalised_as_the_whole(kind: str, tmp_path: 
 
 def test_limits_of_a_large_image_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "LARGE", 5000)
-    pixels = np.random.default_rng(0).normal(size=(300, 260, 3)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(9, size=(300, 260, 3)).astype(np.float32)
     limits = intensity_limits(pixels, (1, 99.8))
     np.testing.assert_array_equal(
         LargeImage.of_array(pixels, (1, 99.8)).image(0, slice(300), slice(260)),
@@ -268,6 +268,22 @@ def test_an_array_is_predicted_as_a_file(predict: Predict, tmp_path: Path) -> No
     out = predict(tmp_path / "in", "out")
     labels = package.load().predict(RGB)
     np.testing.assert_array_equal(labels, tifffile.imread(out / "a_labels.tif"))
+
+
+@pytest.mark.usefixtures("small")
+def test_fault_08_of_colours_on_black_in_a_large_image_one_is_taken(
+    predict: Predict, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    merge = np.stack([GREY[::-1], 0 * GREY, GREY], axis=2)
+    tifffile.imwrite(tmp_path / "in" / "a.tif", merge, tile=(64, 64), photometric="rgb")
+    tifffile.imwrite(tmp_path / "in" / "b.tif", GREY, tile=(64, 64))
+    out = predict(tmp_path / "in", "out")
+    labels = tifffile.imread(out / "b_labels.tif")
+    assert labels.max() > 3
+    np.testing.assert_array_equal(tifffile.imread(out / "a_labels.tif"), labels)
+    np.testing.assert_array_equal(package.load().predict(merge), labels)
+    assert "took blue" in rows(out / "summary.csv")[0]["message"]
 
 
 @pytest.mark.usefixtures("small")

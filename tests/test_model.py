@@ -171,6 +171,8 @@ def test_in_python_the_labels_are_those_of_the_command(trained: Path, tmp_path: 
     picture = generate(3, size=90)[0]
     Image.fromarray(picture).save(images / "a.png")
     Image.fromarray(picture[..., 1]).save(images / "grey.png")
+    blue = np.stack([0 * picture[..., 1], 0 * picture[..., 1], picture[..., 1]], axis=2)
+    Image.fromarray(blue).save(images / "blue.png")
     Image.fromarray(picture[..., 1].astype(np.uint16) * 257).save(images / "deep.png")
     for name in ("nuclei-1", find_checkpoint(trained, "best")):
         args = ("--data.predict_dir", images, "--ckpt_path", name)
@@ -179,10 +181,12 @@ def test_in_python_the_labels_are_those_of_the_command(trained: Path, tmp_path: 
         for array, stem in (
             (picture, "a"),
             (picture[..., 1], "grey"),
+            (blue, "blue"),
             (picture[..., 1].astype(np.uint16) * 257, "deep"),
         ):
             written = tifffile.imread(tmp_path / "out" / f"{stem}_labels.tif")
             np.testing.assert_array_equal(model.predict(array), written)
+        np.testing.assert_array_equal(model.predict(blue), model.predict(picture[..., 1]))
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 40, 40, 3), (40, 40, 7), (0, 40)])

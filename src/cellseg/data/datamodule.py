@@ -115,8 +115,8 @@ class NucleiDataModule(pl.LightningDataModule):
             Two folders, as `a,b`, are compared.
         predict_dir: What `predict` reads: a folder, an image, or a text file with a path a line.
         channel: Channel that shows the nuclei: its name, or its number from 0. By default all
-            colours of a colour image; of other channels one with a nuclear name (DAPI, Hoechst,
-            …), else the first.
+            colours of a colour image, but one of those on black: blue, else the brightest; of
+            other channels one with a nuclear name (DAPI, Hoechst, …), else the first.
         plane: Which planes of stacks to predict: `all`, `max` (their maximum), or one's number
             from 0.
         invert: Whether to predict on the negative of the images; `auto` does so where a grey image

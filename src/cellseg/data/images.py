@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.data.readers import decode
-from cellseg.data.recording import LARGE, Array, Recording
+from cellseg.data.recording import COLOURS, LARGE, Array, Recording
 from cellseg.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi")
@@ -23,6 +23,11 @@ NUCLEAR = re.compile(
     r"(?<![a-z])(dapi|hoechst|h33?342|draq[57]|syto|dna|h2b|nucle(i|us|ar))(?![a-z])"
     r"|(?<!\d)405(?!\d)"
 )
+# Of a colour picture, which percentile counts as its brightest; below which part of that the median
+# is dark; which part of it a difference between colours makes a tint, and a colour to be there. In
+# the Data Science Bowl's 107 stained images the median is at least .88 of the brightest.
+HIGH, DARK, TINTED, SHOWN = 99.8, 0.5, 0.1, 0.1
+LOOKED_AT = 2**16  # pixels
 
 
 def is_image(name: str) -> bool:
@@ -94,6 +99,9 @@ def to_rgb_planes(recording: Recording, channel: str | None = None) -> tuple[Arr
         (P, H, W, 3), which may be read-only; and a note on a choice that may be wrong, else "".
     """
     channels, note = channels_of(recording, channel)
+    if recording.colour and channel is None:
+        step = sampling_step(recording.pixels.shape[:-1])
+        channels, note = colours_of(recording.pixels[..., ::step, ::step, :])
     return three(recording.pixels[..., channels]), note
 
 
@@ -102,9 +110,9 @@ def channels_of(recording: Recording, channel: str | None) -> tuple[slice, str]:
 
     Args:
         recording: What `read_recording` gives.
-        channel: Name or number of the channel to take, from 0. None takes all colours, and of
-            other channels the first with a nuclear name, else a blue one, as nuclei are usually
-            shown, else the first.
+        channel: Name or number of the channel to take, from 0. None takes all colours, see
+            `colours_of`, and of other channels the first with a nuclear name, else a blue one, as
+            nuclei are usually shown, else the first.
 
     Returns:
         Where they are, and a note on a choice that may be wrong, else "".
@@ -138,6 +146,35 @@ def _choose_channel(recording: Recording, channel: str | None) -> tuple[int, str
         f"{len(names)} channels without a nuclear name, took {recording.channels[number]}; "
         "--data.channel picks another"
     )
+
+
+def colours_of(seen: Array) -> tuple[slice, str]:
+    """The channels of a colour picture to find nuclei in: all, or one where it is fluorescence.
+
+    Stained tissue is bright, and its colours tell what is a nucleus. On black, colours are those
+    of a microscope's dyes or of whoever has chosen them: nuclei are usually shown in blue, and
+    where nothing is blue the brightest one is taken.
+
+    Args:
+        seen: (..., 3) of some of its pixels or of all.
+
+    Returns:
+        Where they are, and a note where other channels show something too, else "".
+    """
+    values = seen.reshape(-1, 3)
+    if (values == values[:, :1]).all():
+        return slice(None), ""
+    values = values[:: max(1, len(values) // LOOKED_AT)].astype(np.float32)
+    values = np.nan_to_num(values, posinf=0, neginf=0)
+    high = np.percentile(values, HIGH, axis=0)
+    brightest = values.max(axis=1)
+    tint = np.percentile(brightest - values.min(axis=1), HIGH)
+    if np.median(brightest) >= DARK * high.max() or tint < TINTED * high.max():
+        return slice(None), ""
+    shown = high > SHOWN * high.max()
+    number = 2 if shown[2] else int(high.argmax())
+    guess = f"several colours on black, took {COLOURS[number]}; --data.channel picks another"
+    return slice(number, number + 1), guess if shown.sum() > 1 else ""
 
 
 def read_image(source: Path | bytes, name: str = "", channel: str | None = None) -> Array:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cellseg.data.images import (
     as_number,
     channels_of,
+    colours_of,
     limits_of,
     normalise,
     planes_of,
@@ -59,9 +60,13 @@ class LargeImage:
         self.axes, self.sizes = (recording.plane_axes, recording.plane_shape) if whole else ("", ())
         self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
         try:
-            self._look(percentiles)
+            seen = self._look()
         finally:
             self.close()
+        if recording.colour and channel is None:
+            self._channels, note = colours_of(seen)
+            seen = seen[..., self._channels]
+        self._limits = limits_of(three(seen), percentiles)
         self.note = "; ".join(filter(None, [note, left_out(self._bad)]))
 
     @classmethod
@@ -86,8 +91,8 @@ class LargeImage:
         if isinstance(self._pixels, Windows):
             self._pixels.close()
 
-    def _look(self, percentiles: tuple[float, float]) -> None:
-        """Find the limits of the intensities and the sample in one pass over the pixels."""
+    def _look(self) -> Array:
+        """Find the sample in one pass over the pixels; gives every n-th of every n-th row."""
         planes, height, width = self.shape
         step = sampling_step(self.shape)
         probe = self.recorded(0, slice(1), slice(1))[..., self._channels]
@@ -104,7 +109,7 @@ class LargeImage:
             spread = float(np.nan_to_num(window.astype(np.float64)).std())
             if spread > most:
                 most, self.sample = spread, (plane, rows, columns)
-        self._limits = limits_of(three(seen), percentiles)
+        return seen
 
     def _windows(self, side: int) -> Iterator[tuple[int, slice, slice]]:
         planes, height, width = self.shape

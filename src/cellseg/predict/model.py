@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cellseg.checkpoint import ARCHITECTURE, read, resolve
 from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import to_input
-from cellseg.data.images import to_rgb
+from cellseg.data.images import colours_of, three, to_rgb
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import LARGE
 from cellseg.predict.tiles import margin_for, stitch, with_halo
@@ -64,7 +64,8 @@ class Model:
         pixels, batch = to_rgb(image), {"error": "", "diameter": diameter, "invert": invert}
         if pixels[..., 0].size > LARGE:
             return self._stitched(pixels, batch)
-        tensor = to_input(pixels, self.percentiles)[None].to(self.task.device)
+        shown = three(pixels[..., colours_of(pixels)[0]])
+        tensor = to_input(shown, self.percentiles)[None].to(self.task.device)
         found = self.task.predict_step({"image": tensor, **batch})()
         return np.asarray(found["labels"][0])
 
