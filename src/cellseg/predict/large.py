@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from cellseg.instances import Decoding
 from cellseg.predict.formats import outlined, probs_on_disk, to_bytes, write_label_strips
-from cellseg.predict.measure import measure
+from cellseg.predict.measure import measure, touches_border
 from cellseg.predict.results import (
     FORMATS,
     SIDE,
@@ -186,13 +186,7 @@ class LargeResult:
             (("centroid_x_px", "bbox_left_px", "bbox_right_px"), piece.columns.start),
         ):
             columns |= {name: columns[name] + offset for name in names}
-        _, height, width = self.shape
-        columns["touches_border"] = (
-            (columns["bbox_top_px"] == 0)
-            | (columns["bbox_left_px"] == 0)
-            | (columns["bbox_bottom_px"] == height)
-            | (columns["bbox_right_px"] == width)
-        ).astype(int)
+        columns["touches_border"] = touches_border(columns, self.shape[1:])
         return columns
 
     def _draw(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,14 +89,20 @@ def measure(
         columns |= {f"ring_{name}": values for name, values in statistics.items()}
     if probs is not None:
         columns["confidence"] = _sums(labels.ravel(), count, probs.ravel()) / columns["area_px"]
-    height, width = labels.shape
-    columns["touches_border"] = (
+    columns["touches_border"] = touches_border(columns, labels.shape)
+    return columns
+
+
+def touches_border(columns: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
+    """1 for each nucleus whose bounding box reaches the border of an image (H, W), else 0."""
+    height, width = shape
+    touches: Array = (
         (columns["bbox_top_px"] == 0)
         | (columns["bbox_left_px"] == 0)
         | (columns["bbox_bottom_px"] == height)
         | (columns["bbox_right_px"] == width)
-    ).astype(int)
-    return columns
+    )
+    return touches.astype(int)
 
 
 def header_names(channels: Sequence[str]) -> list[str]:
