@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import cellseg as package
+from cellseg import task
 from cellseg.data import files, images, recording, tiff
 from cellseg.data.images import intensity_limits, normalise, read_recording, select_planes
 from cellseg.data.large import LargeImage
@@ -28,6 +30,7 @@ Array = NDArray[Any]
 Predict = Callable[..., Path]
 
 GREY = generate(0, size=320)[0][:300, :260, 0]
+SMALL = np.asarray(Image.fromarray(GREY).resize((100, 100), Image.Resampling.BOX))
 RGB = generate(2, size=320)[0][:300, :260]
 STACK = np.stack(
     [generate(number, size=256, look="fluorescence")[0][..., 0] for number in range(6)]
@@ -286,19 +289,24 @@ def test_fault_08_of_colours_on_black_in_a_large_image_one_is_taken(
     assert "took blue" in rows(out / "summary.csv")[0]["message"]
 
 
-@pytest.mark.usefixtures("small")
-def test_nuclei_of_another_size_are_found_by_tiles_too(predict: Predict, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY.repeat(3, 0).repeat(3, 1), tile=(64, 64))
-    out = predict(tmp_path / "in", "out", "--data.diameter", 60)
-    (row,) = rows(out / "summary.csv")
-    assert row["scale"] == "0.333"
-    found = tifffile.imread(out / "a_labels.tif")
-    (tmp_path / "small").mkdir()
-    Image.fromarray(GREY).save(tmp_path / "small" / "a.png")
-    native = tifffile.imread(predict(tmp_path / "small", "native") / "a_labels.tif")
-    assert int(row["nuclei"]) == pytest.approx(native.max(), abs=0.2 * native.max())
-    assert ((found[1::3, 1::3] > 0) == (native > 0)).mean() > 0.95
+@pytest.mark.parametrize(
+    ("image", "diameter", "where"),
+    [
+        pytest.param(GREY.repeat(3, 0).repeat(3, 1), 60.0, model, id="large nuclei"),
+        pytest.param(np.tile(SMALL, (3, 3)), 6.5, model, id="small nuclei"),
+        pytest.param(np.tile(SMALL, (3, 3)), 6.5, task, id="large where it is enlarged"),
+    ],
+)
+def test_nuclei_of_another_size_are_found_by_tiles_as_in_the_whole(
+    image: Array, diameter: float, where: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = package.load().predict(image, diameter)
+    monkeypatch.setattr(where, "LARGE", 64 * 64)
+    monkeypatch.setattr(tiles, "TILE", 256)
+    tiled = package.load().predict(image, diameter)
+    assert whole.max() > 20
+    assert tiled.max() == pytest.approx(whole.max(), rel=0.03)
+    assert ((tiled > 0) != (whole > 0)).mean() < 0.01
 
 
 @pytest.mark.usefixtures("small")

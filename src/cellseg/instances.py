@@ -5,7 +5,7 @@ Of three ways to tell touching nuclei apart this one did best, see `docs/maps.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class Decoding:
         threshold: Foreground probability above which a pixel belongs to a nucleus.
         marker: A nucleus starts where its foreground probability exceeds that of a contour by
             this much.
-        min_area: Smaller nuclei are dropped, in px.
+        min_area: Smaller nuclei are dropped, in px of what the network sees.
         min_confidence: Nuclei whose mean foreground probability is lower are dropped.
         exclude_border: Drop nuclei that touch the border of the image.
         flips: Average the network's output over the image and its three mirror images: four
@@ -48,6 +48,10 @@ class Decoding:
                 "--decode.marker in -1 to 1, and --decode.min_area must not be negative, "
                 f"got {self}"
             )
+
+    def at(self, scale: float) -> Decoding:
+        """On the grid of an image that the network saw enlarged, whose areas are meant."""
+        return replace(self, min_area=round(self.min_area / scale**2))
 
 
 def encode(labels: NDArray[Any]) -> NDArray[np.uint8]:

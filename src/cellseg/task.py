@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,13 @@ from cellseg.adapt import (
     to_grid,
 )
 from cellseg.checkpoint import read, resolve
+from cellseg.data.recording import LARGE
 from cellseg.errors import InputError
 from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
+from cellseg.predict.tiles import with_halo
 
 MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
 
@@ -197,7 +199,7 @@ class SegmentationTask(pl.LightningModule):
         large = batch.get("large")
         with torch.inference_mode(), precision():
             # All planes of a stack, and all tiles of a slide, are treated alike.
-            image = batch["image"] if large is None else large.image(*large.sample)[None]
+            image = batch["image"] if large is None else self._window(large, *large.sample)
             middle = len(image) // 2
             sample = image[middle, None]
             seen, found = self._see(sample, batch["invert"], batch["diameter"])
@@ -249,9 +251,13 @@ class SegmentationTask(pl.LightningModule):
         """Probabilities (out_channels, h, w) of a window of a large image."""
         image = seen.apply(self._window(large, plane, rows, columns))
         with torch.inference_mode(), precision():
-            # Tiles come one after the other: there is nothing to batch.
-            probs = self.batch_probs(rescale(image, seen.factor))[0].cpu().numpy()
-        return probs if seen.factor == 1 else resize_maps(probs, image.shape[-2:])
+            return self._on_grid(image, seen.factor)
+
+    def _on_grid(self, image: Tensor, factor: float) -> NDArray[np.float32]:
+        """Probabilities (out_channels, h, w) of a window (1, 3, h, w) that is seen enlarged."""
+        # Tiles come one after the other: there is nothing to batch.
+        probs: NDArray[np.float32] = self.batch_probs(rescale(image, factor))[0].cpu().numpy()
+        return probs if factor == 1 else resize_maps(probs, image.shape[-2:])
 
     def _window(self, large: Any, plane: int, rows: slice, columns: slice) -> Tensor:
         """A window (1, 3, h, w) of a large image, in the type that the network has."""
@@ -263,17 +269,24 @@ class SegmentationTask(pl.LightningModule):
 
         Args:
             image: (1, 3, H, W), normalised.
-            factor: By which the network sees it enlarged; areas in px are then of that image.
+            factor: By which the network sees it enlarged: by windows, if it is large then.
         """
-        shape = image.shape[-2:]
-        probs, decoding = self.probs(rescale(image, factor)), self.decoding
-        if factor < 1:  # the outlines follow the full grid
-            probs = resize_maps(probs, shape)
-            decoding = replace(decoding, min_area=round(decoding.min_area / factor**2))
-        labels = self.decode(probs, decoding)
-        if factor > 1:  # enlarged, narrow gaps are seen that the full grid has not
-            labels, probs = to_grid(labels, shape), resize_maps(probs, shape)
-        return Segmentation(labels, probs[0])
+        height, width = image.shape[-2:]
+        shape = height, width
+        if factor > 1 and height * width * factor**2 > LARGE:
+
+            def window(rows: slice, columns: slice) -> NDArray[np.float32]:
+                return self._on_grid(image[..., rows, columns], factor)
+
+            probs = with_halo(window, shape, factor)(slice(0, height), slice(0, width))
+        else:
+            probs = self.probs(rescale(image, factor))
+            if factor > 1:  # narrow gaps are seen that the full grid has not
+                labels = to_grid(self.decode(probs, self.decoding), shape)
+                return Segmentation(labels, resize_maps(probs, shape)[0])
+            if factor < 1:  # the outlines follow the full grid
+                probs = resize_maps(probs, shape)
+        return Segmentation(self.decode(probs, self.decoding.at(factor)), probs[0])
 
     def probs(self, image: Tensor) -> NDArray[np.float32]:
         """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""

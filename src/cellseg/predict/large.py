@@ -58,7 +58,7 @@ class LargeResult:
         self.about = about
         self.image = image
         self.maps = maps
-        self.decoding = decoding
+        self.decoding = decoding.at(about.scale)
         self.tick = tick
         self.shape: tuple[int, int, int] = image.shape
         # The overlay shows one pixel of so many a side: a power of 2, since tiles are multiples.

@@ -75,6 +75,7 @@ class Model:
         found = self.task.predict_step({"large": large, **batch})()
         shape, scale = pixels.shape[:2], found["scale"]
         maps = with_halo(partial(found["maps"], 0), shape, scale)
-        strips = stitch(shape, maps, self.task.decoding, margin_for(scale), lambda piece: None)
+        decoding = self.task.decoding.at(scale)
+        strips = stitch(shape, maps, decoding, margin_for(scale), lambda piece: None)
         labels = np.concatenate([strip.copy() for strip, _ in strips])
         return labels if labels.max() > 65535 else labels.astype(np.uint16)
