@@ -105,5 +105,4 @@ def test_most_inverted_fluorescence_is_known_without_a_flag() -> None:
         negative = 255 - generate(number, size=128)[0]
         found = model.predict(negative, "none")
         right += (found == model.predict(negative, "none", invert=True)).all()
-        assert (model.predict(negative, "none", invert=False) != found).any() or right
     assert right >= 6

@@ -110,7 +110,7 @@ def test_an_entry_holds_the_image_and_its_labels(tmp_path: Path) -> None:
     expected = np.where(image[..., 0] > 200, 1, np.where(image[..., 0] < 50, 2, 0))
     np.testing.assert_array_equal(entry.labels(), expected)
     assert entry.labels().dtype == np.uint16
-    assert contents(tmp_path / "cache") == ["image.npy", "labels.npy"]
+    assert contents(tmp_path / "cache") == ["digest.txt", "image.npy", "labels.npy"]
 
 
 def test_a_second_start_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_a_run_that_comes_second_takes_the_entry_of_the_first(
     monkeypatch.setattr(cache, "load", overtaken)
     (entry,) = prepared(root, tmp_path / "cache")
     assert entry.labels().max() == 2
-    assert contents(tmp_path / "cache") == ["image.npy", "labels.npy"]
+    assert contents(tmp_path / "cache") == ["digest.txt", "image.npy", "labels.npy"]
 
 
 def test_a_cache_below_a_file_is_refused_with_the_flag(tmp_path: Path) -> None:
@@ -250,6 +250,17 @@ def test_an_entry_has_the_digest_of_its_pixels(tmp_path: Path) -> None:
     root = kaggle(tmp_path / "root")
     (entry,) = prepared(root, tmp_path / "cache")
     assert entry.digest() == pixel_digest(read_image(root / "k/images/k.png"))
+
+
+def test_the_digest_is_that_of_the_recording_whatever_channel_is_looked_at(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 8), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(tmp_path / "a_labels.tif", np.eye(6, 8, dtype=np.uint16))
+    tree = open_tree(tmp_path)
+    samples, _ = find_samples(tree)
+    (one,), (other,) = (prepare(tree, samples, tmp_path / "cache", channel) for channel in "01")
+    assert (one.image() != other.image()).any()
+    assert one.digest() == other.digest()
 
 
 def dsb2018_rows() -> list[dict[str, str]]:

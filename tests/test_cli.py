@@ -112,8 +112,13 @@ def test_packaged_config_is_found_by_name_only_where_no_file_has_it(
     monkeypatch.chdir(tmp_path)
     for form in (["--config", "nuclei.yaml"], ["--config=nuclei.yaml"]):
         assert printed_config(capsys, "fit", *form)["model"]["base_channels"] == 16
+    assert printed_config(capsys, "fit", "--config", "configs/nuclei.yaml")["model"]["lr"] == 0.002
     Path("nuclei.yaml").write_text("model: {base_channels: 5}")
     assert printed_config(capsys, "fit", "--config", "nuclei.yaml")["model"]["base_channels"] == 5
+
+
+def test_a_config_that_is_not_in_its_folder_is_not_taken_from_the_package(fails: Fails) -> None:
+    assert "my/nuclei.yaml" in fails("fit", "--config", "my/nuclei.yaml")
 
 
 def test_lists_are_given_with_commas() -> None:
@@ -122,6 +127,28 @@ def test_lists_are_given_with_commas() -> None:
         *("--data.include", '["*.png", "b c.tif"]', "--data.percentiles=[2,98]"),
         *("--data.root", "a,b"),
     ]
+    args = ["--data.include", "[ab]*.png", "--data.exclude", "[c]"]
+    assert bracket_lists(args, {"data": NucleiDataModule}) == [
+        *("--data.include", '["[ab]*.png"]', "--data.exclude", "[c]"),
+    ]
+
+
+def test_an_epoch_without_a_batch_is_refused(nuclei: Path, tmp_path: Path, fails: Fails) -> None:
+    where = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path)
+    line = fails("fit", *where, "--data.crops_per_epoch", 4, "--data.batch_size", 8)
+    assert "--data.crops_per_epoch 4: no batch of 8" in line
+
+
+@pytest.mark.parametrize("source", [".", "../cells"])
+def test_results_go_beside_the_folder_by_default(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cells").mkdir()
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "cells" / "a.png")
+    monkeypatch.chdir(tmp_path / "cells")
+    assert cellseg("predict", "--data.predict_dir", source, "--data.num_workers", 0) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells", "cells_cellseg"]
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["a.png"]
 
 
 def test_output_flags_exist_on_predict_only(fails: Fails) -> None:

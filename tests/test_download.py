@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from urllib3.connection import HTTPConnection
 
-from cellseg.data.download import NAME, fetch
+from cellseg.data.download import NAME, fetch, is_wanted
 from cellseg.data.splits import dsb2018
 from cellseg.errors import InputError
 
@@ -259,3 +259,17 @@ def test_a_read_only_folder_is_named_before_anything_is_downloaded(
     message = refusal(folder, server.url)
     assert message.startswith(f"{folder / NAME}: cannot be read or written (Permission denied)")
     assert server.requests == 0
+
+
+def test_images_that_are_there_are_not_downloaded_again(tmp_path: Path) -> None:
+    assert is_wanted(tmp_path)
+    assert is_wanted(tmp_path / "absent")
+    for name in ("a.png", "a_labels.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    assert not is_wanted(tmp_path)
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for name in ("a.png", "a_labels.png"):
+            archive.write(tmp_path / name, name)
+    assert not is_wanted(tmp_path / "mine.zip")
+    (tmp_path / NAME).touch()  # to be held against its SHA-256
+    assert is_wanted(tmp_path)

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from cellseg.data.cache import prepare
-from cellseg.data.folders import Sample, Tree, find_samples, open_tree
+from cellseg.data.folders import Sample, Tree, find_predictions, find_samples, open_tree
 from cellseg.data.listing import files_to_predict, output_stems, walk
 from cellseg.errors import InputError
 from cellseg.predict.formats import write_labels, write_overlay
@@ -267,7 +267,8 @@ def test_files_to_predict_are_found_below_the_folder_in_order(tmp_path: Path) ->
     images = ["A.TIF", "Zellen ü/b c.JPeG", "a.png", "z/y/x/deep.tiff"]
     others = [".DS_Store", "._a.png", "Thumbs.db", "notes.txt", ".hidden/a.png", "z/._deep.tiff"]
     root = as_folder(tmp_path, [*images, *others])
-    assert files_to_predict(root, [], []) == (root, images)
+    base, found = files_to_predict(root, [], [])
+    assert (base, list(found)) == (root, images)
 
 
 @pytest.mark.parametrize(
@@ -284,12 +285,19 @@ def test_patterns_choose_by_name_or_path(
     tmp_path: Path, include: list[str], exclude: list[str], expected: list[str]
 ) -> None:
     root = as_folder(tmp_path, ["a.png", "a.tif", "deep/b.png", "deep/b.tif"])
-    assert files_to_predict(root, include, exclude)[1] == expected
+    assert list(files_to_predict(root, include, exclude)[1]) == expected
+
+
+def test_results_are_named_as_in_a_run_over_all_files(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, ["a.png", "a.tif", "b.png"])
+    everything = files_to_predict(root, [], [])[1]
+    assert everything == {"a.png": "a.png", "a.tif": "a.tif", "b.png": "b"}
+    assert files_to_predict(root, ["a.*"], ["*.tif"])[1] == {"a.png": "a.png"}
 
 
 def test_one_image_is_predicted_alone(tmp_path: Path) -> None:
     root = as_folder(tmp_path, ["a.PNG", "b.png"])
-    assert files_to_predict(root / "a.PNG", [], []) == (root, ["a.PNG"])
+    assert files_to_predict(root / "a.PNG", [], []) == (root, {"a.PNG": "a"})
 
 
 def test_a_list_names_images_relative_to_itself_and_keeps_missing_ones(tmp_path: Path) -> None:
@@ -301,7 +309,7 @@ def test_a_list_names_images_relative_to_itself_and_keeps_missing_ones(tmp_path:
         (folder / "batch.txt").write_bytes((bom + ending.join(lines)).encode())
         base, names = files_to_predict(folder / "batch.txt", [], [])
         assert base == root
-        assert names == ["day 1/ü.png", "day2/b.tif", "day2/gone.tif"]
+        assert list(names) == ["day 1/ü.png", "day2/b.tif", "day2/gone.tif"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\x80\x02binary\xff"])
@@ -331,10 +339,10 @@ def test_results_inside_the_input_folder_are_not_input(tmp_path: Path) -> None:
         tmp_path, ["a.png", "out/a.png", "out/deep/b.png", "output.png", "outer/c.png"]
     )
     expected = ["a.png", "outer/c.png", "output.png"]
-    assert files_to_predict(root, [], [], root / "out")[1] == expected
+    assert list(files_to_predict(root, [], [], root / "out")[1]) == expected
     linked = tmp_path / "alias"
     linked.symlink_to(root)
-    assert files_to_predict(linked, [], [], root / "out")[1] == expected
+    assert list(files_to_predict(linked, [], [], root / "out")[1]) == expected
     for elsewhere in (root, tmp_path, tmp_path / "new"):
         assert len(files_to_predict(root, [], [], elsewhere)[1]) == 5
 
@@ -349,7 +357,7 @@ def test_own_results_are_known_by_their_tag_and_foreign_files_are_kept(tmp_path:
     foreign = sorted(path.name for path in tmp_path.iterdir())
     write_labels(tmp_path / "a_labels.tif", grey.astype(np.uint16))
     write_overlay(tmp_path / "a_overlay.png", np.zeros((9, 9, 3), np.uint8))
-    assert files_to_predict(tmp_path, [], [])[1] == foreign
+    assert list(files_to_predict(tmp_path, [], [])[1]) == foreign
 
 
 @pytest.mark.parametrize("names", [[], ["notes.txt", ".DS_Store", "._a.tif", "Thumbs.db"]])
@@ -437,3 +445,17 @@ def test_fault_24_masks_of_all_kinds_give_the_same_nuclei(kind: str, tmp_path: P
     labels = load(tree, sample)[1]
     assert missing == []
     np.testing.assert_array_equal(labels, truth * (kind != "empty"))
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").symlink_to(tmp_path / "gone.tif")
+    with pytest.raises(InputError, match=r"a\.tif: cannot be read: No such file"):
+        open_tree(tmp_path).read("a.tif")
+
+
+def test_a_prediction_is_never_taken_for_another_image_of_the_name(tmp_path: Path) -> None:
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "a_labels.tif").touch()
+    (tmp_path / "b_labels.tif").touch()
+    found = find_predictions(tmp_path, ["x/a", "y/a", "z/b"])
+    assert found == {"y/a": tmp_path / "y" / "a_labels.tif", "z/b": tmp_path / "b_labels.tif"}

@@ -323,6 +323,27 @@ def test_fault_31_what_cannot_be_read_by_parts_must_fit_the_memory(
     assert read_recording(many, by_windows=True).pixels.shape == (1, 300, 260, 1)
 
 
+@pytest.mark.parametrize("shape", [(16, 9000), (9000, 3)])
+@pytest.mark.usefixtures("small")
+def test_fault_11_a_narrow_large_image_keeps_its_shape(
+    shape: tuple[int, int], predict: Predict, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.resize(GREY, shape), rowsperstrip=1)
+    out = predict(tmp_path / "in", "out")
+    assert tifffile.imread(out / "a_labels.tif").shape == shape
+    with Image.open(out / "a_overlay.png") as overlay:
+        assert min(overlay.size) >= 1
+
+
+@pytest.mark.usefixtures("small")
+def test_fault_26_a_large_image_in_half_precision(predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64))
+    out = predict(tmp_path / "in", "out", "--trainer.precision", "bf16-true")
+    assert int(rows(out / "summary.csv")[0]["nuclei"]) > 3
+
+
 @pytest.mark.usefixtures("small")
 def test_fault_2_a_large_image_with_a_damaged_tile_is_an_error_row(
     trained: Path, tmp_path: Path

@@ -89,10 +89,21 @@ def test_fault_2_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
             read_recording(tmp_path / name, name)
 
 
+def test_an_image_may_lie_in_a_group_of_its_own_but_not_several(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    zarr.open_group(path, mode="w", zarr_format=2).attrs["bioformats2raw.layout"] = 3
+    write(path / "0", "0.4")
+    recording = read_recording(path, "a.zarr")
+    np.testing.assert_array_equal(recording.pixels[..., 0].reshape(2, 100, 90), STACK[0, 0])
+    write(path / "1", "0.4")
+    with pytest.raises(InputError, match=r"^a\.zarr: cannot be read: several images"):
+        read_recording(path, "a.zarr")
+
+
 def test_a_folder_of_chunks_is_one_file(tmp_path: Path) -> None:
     path = write(tmp_path / "in" / "deep" / "a.zarr", "0.5")
-    assert files_to_predict(tmp_path / "in", [], []) == (tmp_path / "in", ["deep/a.zarr"])
-    assert files_to_predict(path, [], []) == (path.parent, ["a.zarr"])
+    assert files_to_predict(tmp_path / "in", [], []) == (tmp_path / "in", {"deep/a.zarr": "deep/a"})
+    assert files_to_predict(path, [], []) == (path.parent, {"a.zarr": "a"})
 
 
 def test_an_ome_zarr_is_predicted_and_again_only_when_changed(

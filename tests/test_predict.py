@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from cellseg.data.synthetic import generate
 from cellseg.errors import OutputError
 from cellseg.predict import formats, writer
 from cellseg.predict.lanes import Lanes
+from cellseg.predict.results import About, write_results
 from conftest import SHARED, cellseg, find_checkpoint
 
 Predict = Callable[..., tuple[int, Path]]
@@ -443,3 +445,24 @@ def test_outlines_are_the_inner_boundaries_of_scikit_image() -> None:
         labels = rng.integers(0, 4, shape).repeat(3, axis=0).astype(np.uint16)
         expected = find_boundaries(labels, mode="inner")
         np.testing.assert_array_equal(formats.inner_boundaries(labels), expected)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("odd"), RuntimeError("no memory")])
+def test_one_file_that_fails_in_its_middle_is_an_error_row(
+    error: Exception, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name)
+
+    def fail_once(about: About, *more: Any) -> Any:
+        if about.file == "a.png":
+            raise error
+        return write_results(about, *more)
+
+    monkeypatch.setattr(writer, "write_results", fail_once)
+    code, out = predict(tmp_path / "in")
+    assert code == 1
+    rows = summary(out)
+    assert rows["b.png"]["status"] == "ok"
+    assert rows["a.png"]["status"] == "error"
+    assert rows["a.png"]["message"] == (str(error) or "MemoryError")

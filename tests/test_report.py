@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,7 +190,15 @@ def test_folds_of_a_small_set_make_one_report(
     assert cellseg("test", "--ckpt_path", tmp_path / "folds", "--data.root", root, *out) == 0
     report = read_report(tmp_path / "out")
     assert report["images"] == 8  # each once, by the model that was not trained on it
-    assert capfd.readouterr().out.count("panoptic quality") == 1
+    assert report["data"].count("images, train") == 3
+    losses = []
+    for fold in range(3):
+        one = ("--ckpt_path", find_checkpoint(tmp_path / "folds" / str(fold), "best"))
+        assert cellseg("test", *one, "--data.root", root, *out) == 0
+        alone = read_report(tmp_path / "out")
+        losses.append(alone["test/loss"] * alone["images"] / 8)
+    assert report["test/loss"] == pytest.approx(sum(losses), rel=1e-5)
+    assert capfd.readouterr().out.count("panoptic quality") == 4
     # Levels that the user names hold for every fold: with these all of an image is one nucleus.
     folds = ("--ckpt_path", tmp_path / "folds", "--data.root", root)
     levels = ("--decode.threshold", 0, "--decode.marker", -1, "--decode.min_area", 0)
@@ -197,6 +206,8 @@ def test_folds_of_a_small_set_make_one_report(
     with (tmp_path / "out" / "metrics.csv").open() as lines:
         assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
     assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)
+    shutil.copytree(tmp_path / "folds" / "1", tmp_path / "folds" / "again")
+    assert "have test images in common" in fails("test", *folds)
 
 
 def test_a_small_set_is_offered_folds(

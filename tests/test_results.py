@@ -165,6 +165,69 @@ def test_one_plane_of_a_stack_is_predicted_on_demand(
     np.testing.assert_array_equal(labels, tifffile.imread(tmp_path / "out" / "single_labels.tif"))
 
 
+def test_one_plane_keeps_its_number_in_every_format(predict: Run, tmp_path: Path) -> None:
+    stack(tmp_path / "in" / "s.tif")
+    assert predict("--data.plane", 1, "--output.formats", "rois,geojson,rle,coco") == 0
+    out = tmp_path / "out"
+    rois = roifile.roiread(out / "s_rois.zip")
+    assert {roi.position for roi in rois} == {2}
+    assert {roi.name[:5] for roi in rois} == {"0002-"}
+    features = json.loads((out / "s.geojson").read_text())["features"]
+    assert {feature["geometry"]["plane"]["z"] for feature in features} == {1}
+    assert {row["ImageId"] for row in table(out / "rle.csv")} == {"s-0002"}
+    assert [i["id"] for i in json.loads((out / "s_coco.json").read_text())["images"]] == [2]
+
+
+def test_what_a_person_corrected_is_set_aside(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = np.eye(64, dtype=np.uint16)
+    tifffile.imwrite(out / "b_labels.tif", mine)  # before the first run
+    assert predict("--output.formats", "labels,rois") == 0
+    np.testing.assert_array_equal(tifffile.imread(out / "b_labels.tif.edited"), mine)
+    assert tifffile.imread(out / "b_labels.tif").max() > 1
+    outline = tmp_path / "mine.zip"
+    roifile.roiwrite(outline, [roifile.ImagejRoi.frompoints([[1, 2], [3, 4], [3, 2]])], mode="w")
+    for number in (1, 2):
+        written = tifffile.imread(out / "a_labels.tif")
+        tifffile.imwrite(out / "a_labels.tif", mine * number)
+        shutil.copy(outline, out / "a_rois.zip")
+        capfd.readouterr()
+        assert predict("--output.formats", "labels,rois") == 0
+        assert "a_labels.tif.edited" in capfd.readouterr().err
+        np.testing.assert_array_equal(tifffile.imread(out / "a_labels.tif"), written)
+    for number, name in enumerate(("edited", "edited1"), 1):
+        kept = tifffile.imread(out / f"a_labels.tif.{name}")
+        np.testing.assert_array_equal(kept, mine * number)
+        assert (out / f"a_rois.zip.{name}").read_bytes() == outline.read_bytes()
+    # Damage is no correction.
+    (out / "a_labels.tif").write_bytes((out / "a_labels.tif").read_bytes()[:-40])
+    assert predict("--output.formats", "labels,rois") == 0
+    assert len(list(out.glob("a_labels.tif*"))) == 3
+
+
+def test_results_of_another_image_are_not_replaced_without_a_word(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = save(tmp_path / "in" / "a.png")
+    assert predict() == 0
+    first.rename(tmp_path / "elsewhere.png")
+    save(tmp_path / "in" / "a.tif", number=4)
+    capfd.readouterr()
+    assert predict() == 0
+    assert "results of other images are replaced: a.png" in capfd.readouterr().err
+    # With both, each has a name of its own.
+    (tmp_path / "elsewhere.png").rename(first)
+    assert predict() == 0
+    assert {path.name for path in (tmp_path / "out").glob("*_labels.tif")} == {
+        "a.png_labels.tif", "a.tif_labels.tif",
+    }  # fmt: skip
+
+
 def test_fault_8_a_channel_is_picked_by_number_or_name(predict: Run, tmp_path: Path) -> None:
     nuclei = generate(3, size=64)[0][..., 0]
     (tmp_path / "in").mkdir()
@@ -356,7 +419,7 @@ def test_a_file_that_was_damaged_since_leaves_no_earlier_results(
 
 
 def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) -> None:
-    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}}
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}}
     first, second = Journal(tmp_path, "1"), Journal(tmp_path, "0")
     first.add_failure("a", {"message": "damaged"})
     first.add("b", {**facts, "settings": "old"})
@@ -373,7 +436,8 @@ def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) ->
 
 
 def test_a_table_is_put_together_of_the_parts_of_its_images(tmp_path: Path) -> None:
-    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": "", "rows": [ROW]}
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
+    facts |= {"rows": [ROW]}
     parts = {
         "a": ["file,plane,label,mean_1\na,,1,0.5\n", "file,plane,label,mean_1\na,,2,0.25\n"],
         "b": ["file,plane,label,mean_ü\nb,,1,7\n"],
@@ -398,7 +462,7 @@ def test_what_is_kept_for_the_tables_does_not_slow_a_rerun_down(tmp_path: Path) 
     places = json.loads(json.dumps([journal.keep(text) for text in texts]))
     assert [journal.text(place) for place in places] == texts
     journal.close()
-    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
+    facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": "", "stem": ""}
     journal.add("a", {**facts, "objects": places})
     assert journal.path.stat().st_size < 1000
 

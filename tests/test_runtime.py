@@ -65,6 +65,13 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(
     torch.testing.assert_close(compile_levels(net, tmp_path)(image), before + 1)
 
 
+def test_a_network_that_cannot_be_kept_is_converted_for_the_moment(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    net, image = network(), torch.rand(1, 3, 8, 8)
+    expected = compile_levels(net, tmp_path / "cache")(image)
+    torch.testing.assert_close(compile_levels(net, tmp_path / "file")(image), expected)
+
+
 def test_the_command_finds_the_same_nuclei_with_both(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     picture = generate(1, size=200)[0]

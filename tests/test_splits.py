@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cellseg.data.splits import SIDES, Split, dsb2018, make_split
+from cellseg.data.splits import SIDES, Split, dsb2018, extended, make_split, trained_split
 from cellseg.errors import InputError
 
 HUNDRED = [f"image{number:03d}" for number in range(100)]
@@ -155,6 +156,35 @@ def test_an_image_without_a_group_is_one_of_its_own(tmp_path: Path) -> None:
         splits = [make_split(ids, groups=groups, folds=3, fold=fold) for fold in range(3)]
         tests = sorted(split.sides["test"] for split in splits)
         assert tests == [["lone"], ["other"], ["x1", "x2", "x3"]]
+
+
+def test_groups_that_group_nothing_are_refused_and_others_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = ["plate1_a", "plate1_b", "plate2_a", "lone"]
+    with pytest.raises(InputError, match=r"--data\.groups \^plat_: groups none of the images"):
+        make_split(ids, groups="^plat_")
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    make_split(ids, groups="^plate.")
+    assert "1 images are in no group" in caplog.text
+    assert "lone" in caplog.text
+
+
+def test_images_that_a_checkpoint_does_not_know_are_divided_too() -> None:
+    known = {"train": {"1": "a", "2": "b"}, "val": {"3": "c"}}
+    digests = {"a": "1", "c": "3", **{f"new{n}": f"n{n}" for n in range(5)}}
+    split = trained_split(digests, known, "fit")
+    assert split is not None
+    assert len(split.left_out) == 5
+    more = extended(split, seed=0)
+    assert more.left_out == []
+    assert sorted(side_of(more)) == sorted(digests)
+    assert {side: [s for s in more.sides[side] if s in "abc"] for side in SIDES} == {
+        "train": ["a"], "val": ["c"], "test": [],
+    }  # fmt: skip
+    assert {side: len(more.sides[side]) for side in SIDES} == {"train": 4, "val": 2, "test": 1}
+    one = extended(Split("", {"train": ["a"], "val": ["c"], "test": []}, ["new"]), seed=0)
+    assert one.sides["train"] == ["a", "new"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

@@ -100,4 +100,5 @@ def test_foreground_alone_is_stitched_too(maps: NDArray[np.float32]) -> None:
 
 def test_small_nuclei_are_dropped(maps: NDArray[np.float32]) -> None:
     labels, _ = stitched(maps, replace(Decoding(), min_area=60))
-    assert np.bincount(labels.ravel())[1:].min(initial=60) >= 60
+    assert labels.max() > 0
+    assert np.bincount(labels.ravel())[1:].min() >= 60

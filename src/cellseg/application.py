@@ -285,10 +285,13 @@ class Application(LightningCLI):
         # Flags of the user's win here too; the others hold what the first checkpoint stored.
         first, now = asdict(checkpoint.read(folds[0]).decoding), asdict(self.model.decoding)
         asked = {name: value for name, value in now.items() if value != first[name]}
-        for path in folds:
-            stored = checkpoint.read(path)
+        models = {path: checkpoint.read(path) for path in folds}
+        decodings = {p: replace(stored.decoding, **asked) for p, stored in models.items()}
+        if len(set(decodings.values())) > 1:
+            self.report.about["decoding"] = "of each checkpoint"
+        for path, stored in models.items():
             datamodule.trained_split, datamodule.sides = stored.split, {}
-            self.model.decoding = replace(stored.decoding, **asked)
+            self.model.decoding = decodings[path]
             self.model.ranges = stored.ranges
             self.trainer.test(
                 self.model, datamodule, ckpt_path=path, weights_only=True, verbose=False
@@ -301,9 +304,9 @@ class Application(LightningCLI):
         if source is None:
             raise InputError("predict needs images: --data.predict_dir PATH")
         if writer.dir is None:
-            writer.dir = (
-                source.parent / f"{source.stem if source.is_file() else source.name}_cellseg"
-            )
+            whole = source.absolute().resolve() if source.name in ("", "..") else source
+            name = whole.stem if whole.is_file() else whole.name
+            writer.dir = whole.parent / f"{name}_cellseg"
         self.datamodule.output_dir = writer.dir
         self.datamodule.not_done = writer.not_done
         self.datamodule.agree = writer.processes.agree

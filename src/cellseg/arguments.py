@@ -30,8 +30,9 @@ def find_configs(args: Sequence[str]) -> list[str]:
     for before, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
         if (before in ("--config", "-c") or equals) and not Path(value).exists():
-            packaged = _configs() / Path(value).name
-            value = str(packaged) if packaged.is_file() else value
+            name = value.removeprefix("configs/")
+            packaged = _configs() / name
+            value = str(packaged) if Path(name).name == name and packaged.is_file() else value
         found.append(flag + equals + value)
     return found
 
@@ -59,7 +60,7 @@ def bracket_lists(args: Sequence[str], groups: Mapping[str, type]) -> list[str]:
     for arg in args:
         flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
         owner = flag if equals else (done[-1] if done else "")
-        if owner in kinds and value and not value.startswith("["):
+        if owner in kinds and value and not (value.startswith("[") and value.endswith("]")):
             words = value.split(",")
             value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
         done.append(flag + equals + value)

@@ -153,6 +153,15 @@ def best_of_runs(folder: Path) -> tuple[Path, ...]:
     found = tuple(sorted(folder.rglob("best*.ckpt")))
     if not found:
         raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
+    tested: dict[str, Path] = {}
+    for path in found:
+        for digest in (read(path).split or {}).get("test", {}):
+            other = tested.setdefault(digest, path)
+            if other != path:
+                raise InputError(
+                    f"--ckpt_path {folder}: {other} and {path} have test images in common; move "
+                    "one of them away"
+                )
     return found
 
 

@@ -3,6 +3,10 @@
 Each message names the file or the key, the cause and the way out.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Something that was given cannot be used; the command exits with 2."""
@@ -10,3 +14,8 @@ class InputError(ValueError):
 
 class OutputError(OSError):
     """A result cannot be written; the command exits with 1."""
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

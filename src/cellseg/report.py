@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cellseg.data.datamodule import NucleiDataModule, few
+from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.folders import find_predictions
 from cellseg.data.images import intensity_limits, normalise, read_labels
-from cellseg.errors import InputError
+from cellseg.errors import InputError, few
 from cellseg.metrics import MISTAKES, compare
 from cellseg.predict.formats import draft, outlined, write_json, write_text
 from cellseg.scored import (
@@ -57,6 +57,7 @@ class Report(pl.Callback):
         self.images: list[Scored] = []
         self.parts = 1  # runs that make one report, such as the folds of a small set
         self.about: dict[str, Any] = {}  # set by `application`: model, command, decoding
+        self._of_parts: list[tuple[str, float, int]] = []  # data, loss, number of images
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._add(*args, **kwargs)
@@ -91,8 +92,11 @@ class Report(pl.Callback):
             keep_worst_pictures(self.images)
 
     def _finish(self, trainer: pl.Trainer, stage: str) -> None:
-        self.parts -= 1
-        if self.parts:
+        data = trainer.datamodule.description  # type: ignore[attr-defined]
+        loss = float(trainer.callback_metrics[f"{stage}/loss"])
+        count = len(trainer.datamodule.sides[stage])  # type: ignore[attr-defined]
+        self._of_parts.append((data, loss, count))
+        if len(self._of_parts) < self.parts:
             return
         if trainer.world_size > 1:
             shares: list[Any] = [None] * trainer.world_size
@@ -100,9 +104,10 @@ class Report(pl.Callback):
             self.images = [image for share in shares for image in share]
         if trainer.is_global_zero and self.images:
             folder = Path(trainer.default_root_dir)
-            data = trainer.datamodule.description  # type: ignore[attr-defined]
-            loss = {f"{stage}/loss": float(trainer.callback_metrics[f"{stage}/loss"])}
-            about = {"stage": stage, "data": data, **self.about, **loss}
+            sources, losses, counts = zip(*self._of_parts, strict=True)
+            loss = float(np.average(losses, weights=counts))
+            about = {"stage": stage, "data": "; ".join(sources), **self.about}
+            about[f"{stage}/loss"] = loss
             write_report(folder, about, self.images)
             if isinstance(trainer.logger, TensorBoardLogger):
                 for image in worst(self.images):

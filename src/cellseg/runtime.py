@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -115,7 +117,12 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
         digest.update(f"{name}{tuple(value.shape)}".encode() + value.numpy().tobytes())
     folder = cache_dir / "openvino" / digest.hexdigest()[:16]
     if not folder.exists():
-        _convert(net, folder)
+        try:
+            _convert(net, folder)
+        except OSError:  # it must not be kept, then
+            folder = Path(tempfile.mkdtemp(prefix="cellseg-")) / "openvino"
+            atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+            _convert(net, folder)
     core = openvino.Core()
     free: dict[int, list[Any]] = defaultdict(list)
 

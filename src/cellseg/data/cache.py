@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.data.folders import Sample, Tree
-from cellseg.data.images import read_image
+from cellseg.data.images import read_one_plane, three, to_rgb_planes
 from cellseg.data.masks import read_masks
 from cellseg.data.recording import Array
 from cellseg.errors import InputError
 
 # Part of every key: raise it when the content of an entry changes its meaning.
-FORMAT = "2"
+FORMAT = "3"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Annotated:
         return np.asarray(np.load(self.folder / "labels.npy", mmap_mode="r"))
 
     def digest(self) -> str:
-        """A hash of the image's pixels: the same image under any name, in any file format."""
-        return pixel_digest(self.image())
+        """A hash of the recorded pixels: the same image whatever its name, format or channel."""
+        return (self.folder / "digest.txt").read_text()
 
 
 def pixel_digest(image: Array) -> str:
@@ -85,23 +85,25 @@ def prepare(
         from tqdm import tqdm
 
         for sample, entry in tqdm(todo, desc="Merging masks", unit="image", leave=False):
-            image, labels = load(tree, sample, channel)
-            _write(entry.folder, image, labels)
+            _write(entry.folder, *load(tree, sample, channel))
     return annotated
 
 
-def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array]:
-    """An image and its labels, read from their files: (H, W, 3) and (H, W)."""
-    image = read_image(tree.read(sample.image), sample.image, channel)
-    return image, read_masks(tree, sample, image.shape[:2])
+def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array, str]:
+    """An image, its labels and its digest, read from files: (H, W, 3), (H, W) and hex digits."""
+    recording = read_one_plane(tree.read(sample.image), sample.image)
+    image, recorded = to_rgb_planes(recording, channel)[0][0], recording.pixels[0]
+    digest = pixel_digest(three(recorded) if recorded.shape[2] == 1 else recorded)
+    return image, read_masks(tree, sample, image.shape[:2]), digest
 
 
-def _write(folder: Path, image: Array, labels: Array) -> None:
+def _write(folder: Path, image: Array, labels: Array, digest: str) -> None:
     draft = folder.with_name(f".draft-{os.getpid()}-{folder.name}")
     try:
         draft.mkdir(parents=True)
         np.save(draft / "image.npy", np.ascontiguousarray(image))
         np.save(draft / "labels.npy", labels)
+        (draft / "digest.txt").write_text(digest)
         os.replace(draft, folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was first

@@ -20,7 +20,7 @@ from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
 from cellseg.data.files import FileDataset, Reading
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.listing import Shard, files_to_predict, output_stems
+from cellseg.data.listing import Shard, files_to_predict
 from cellseg.data.masks import is_half_annotated
 from cellseg.data.samplers import EndlessSampler, Share
 from cellseg.data.splits import (
@@ -28,12 +28,13 @@ from cellseg.data.splits import (
     Split,
     dsb2018,
     everything,
+    extended,
     make_split,
     origins,
     trained_split,
 )
 from cellseg.data.transforms import Augmentation
-from cellseg.errors import InputError
+from cellseg.errors import InputError, few
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +53,13 @@ class Files:
         base: Folder that the names are relative to.
         names: All files, sorted.
         own: Those of this run's shard.
-        todo: Those of its own that are still to be done.
+        todo: Those of its own that are still to be done, with the stems of their results.
     """
 
     base: Path
     names: list[str]
     own: list[str]
-    todo: list[str]
+    todo: list[tuple[str, str]]
 
 
 class ResumableLoader(DataLoader[dict[str, Any]]):
@@ -211,7 +212,7 @@ class NucleiDataModule(pl.LightningDataModule):
         # Set by `application`: what lies below is not input, which files are to be done, and what
         # makes the processes agree on them.
         self.output_dir: Path | None = None
-        self.not_done: Callable[[Path, list[str]], list[str]] = lambda base, files: files
+        self.not_done: Callable[[Path, dict[str, str]], list[str]] = lambda base, files: [*files]
         self.agree: Callable[[Callable[[], Files]], Files] = lambda find: find()
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
@@ -259,14 +260,20 @@ class NucleiDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         samples = self.sides["train"]
         kinds = [self._origins[sample.id][1] for sample in samples]
+        counts = Counter(kinds)
         dataset = CropDataset(
             samples,
             self.augmentation,
             self.percentiles,
             self.seed,
-            [Counter(kinds)[kind] ** -self.balance for kind in kinds],
+            [counts[kind] ** -self.balance for kind in kinds],
         )
         sampler = EndlessSampler(self.crops_per_epoch, self._crops_taken, *self._place())
+        if len(sampler) < self.batch_size:
+            raise InputError(
+                f"--data.crops_per_epoch {self.crops_per_epoch}: no batch of {self.batch_size} for "
+                f"each of {self._place()[1]} processes"
+            )
         return ResumableLoader(
             dataset,
             batch_size=self.batch_size,
@@ -285,9 +292,7 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         files = self.files
-        stems = dict(zip(files.names, output_stems(files.names), strict=True))
-        todo = [(name, stems[name]) for name in files.todo]
-        dataset = FileDataset(files.base, todo, self.reading)
+        dataset = FileDataset(files.base, files.todo, self.reading)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -333,9 +338,10 @@ class NucleiDataModule(pl.LightningDataModule):
 
             return "generated nuclei", [Generated(number) for number in range(self.synthetic)]
         if self.download:
-            from cellseg.data.download import fetch
+            from cellseg.data.download import fetch, is_wanted
 
-            root = fetch(root or self.cache_dir)
+            folder = root or self.cache_dir
+            root = fetch(folder) if is_wanted(folder) else folder
         if root is None:
             raise InputError(
                 "no data: name annotated images with --data.root PATH, or ask for generated "
@@ -356,13 +362,14 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _find(self) -> Files:
         assert self.predict_dir is not None
-        base, names = files_to_predict(
+        base, stems = files_to_predict(
             self.predict_dir, self.include, self.exclude, self.output_dir
         )
-        own = [name for name in names if name in self.shard] if self.shard else names
+        own = [name for name in stems if self.shard is None or name in self.shard]
         part = f"; {len(own)} of them in shard {self.shard.name}" if self.shard else ""
-        log.info(f"Data: {len(names)} images below {base}{part}")
-        return Files(base, names, own, self.not_done(base, own))
+        log.info(f"Data: {len(stems)} images below {base}{part}")
+        todo = self.not_done(base, {name: stems[name] for name in own})
+        return Files(base, [*stems], own, [(name, stems[name]) for name in todo])
 
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self._annotated()
@@ -406,6 +413,9 @@ class NucleiDataModule(pl.LightningDataModule):
         else:
             digests = {sample.id: sample.digest() for sample in annotated}
             split = trained_split(digests, self.trained_split, stage) or make_split(ids, *recipe)
+            resumes = self.trainer is not None and self.trainer.ckpt_path is not None
+            if stage == "fit" and split.left_out and not resumes:
+                split = extended(split, self.split_seed)
         if self.trained_split is not None:
             trained = self.trained_split.get("train", {})
             evaluated = {*split.sides["val"], *split.sides["test"]}
@@ -430,8 +440,3 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def few(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, for a message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")

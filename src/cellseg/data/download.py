@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cellseg.data.folders import DAMAGE, ZipTree, find_samples
+from cellseg.data.folders import DAMAGE, ZipTree, find_samples, open_tree
 from cellseg.data.splits import dsb2018
 from cellseg.errors import InputError
 
@@ -17,6 +17,16 @@ NAME = "stage1_train.zip"
 
 _BY_HAND = "download it by hand and give it as --data.root"
 _ANEW = "delete it and run again"
+
+
+def is_wanted(root: Path) -> bool:
+    """Whether a root has no annotated image but those of the archive, which is held to be whole."""
+    if (root / NAME).exists():
+        return True
+    try:
+        return not find_samples(open_tree(root))[0]
+    except InputError:
+        return True
 
 
 def fetch(folder: Path, url: str = URL) -> Path:

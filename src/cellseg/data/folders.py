@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -52,7 +52,10 @@ class Tree:
 
     def read(self, name: str) -> bytes:
         """The content of one file."""
-        return (self.root / name).read_bytes()
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.root / name}: cannot be read: {error.strerror}") from error
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """A hash of the content of these files, in this order."""
@@ -205,8 +208,10 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
             for key in {stem, str(path.parent / stem)}:
                 found[key].append(name)
     chosen = {}
+    same_name = Counter(PurePosixPath(sample).name for sample in ids)
     for sample in ids:
-        names = found.get(sample) or found.get(PurePosixPath(sample).name, [])
+        bare = PurePosixPath(sample).name
+        names = found.get(sample) or (found.get(bare, []) if same_name[bare] == 1 else [])
         # The image itself may lie beside its labels.
         marked = [name for name in names if PurePosixPath(name).stem.endswith(PREDICTED)]
         names = marked or names

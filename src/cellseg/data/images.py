@@ -191,18 +191,22 @@ def read_image(source: Path | bytes, name: str = "", channel: str | None = None)
     Raises:
         InputError: The file is damaged or a stack, or has no such channel.
     """
-    recording = read_recording(source, name)
-    _expect_one_plane(recording)
-    return np.asarray(to_rgb_planes(recording, channel)[0][0])
+    return np.asarray(to_rgb_planes(read_one_plane(source, name), channel)[0][0])
 
 
-def _expect_one_plane(recording: Recording) -> None:
+def read_one_plane(source: Path | bytes, name: str = "") -> Recording:
+    """As `read_recording`, but a stack is refused."""
+    return _of_one_plane(read_recording(source, name))
+
+
+def _of_one_plane(recording: Recording) -> Recording:
     if len(recording.pixels) > 1:
         sizes = zip(recording.plane_shape, recording.plane_axes, strict=True)
         raise InputError(
             f"{recording.name}: a stack of {len(recording.pixels)} planes "
             f"({' x '.join(f'{n} {axis}' for n, axis in sizes)}); save single planes to train on"
         )
+    return recording
 
 
 def to_rgb(pixels: Array) -> Array:
@@ -233,8 +237,7 @@ def read_labels(source: Path | bytes, name: str = "") -> Array:
         InputError: The file is damaged, a stack or in colour, or holds fractions or negative
             values.
     """
-    recording = decode(source, name)
-    _expect_one_plane(recording)
+    recording = _of_one_plane(decode(source, name))
     name, pixels = recording.name, recording.pixels[0]
     if (pixels[..., 1:] != pixels[..., :1]).any():
         raise InputError(f"{name}: a mask in colour; save it as a grey or label image")

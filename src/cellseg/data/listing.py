@@ -71,7 +71,7 @@ def walk(root: Path) -> Iterator[str]:
 
 def files_to_predict(
     source: Path, include: Sequence[str], exclude: Sequence[str], output: Path | None = None
-) -> tuple[Path, list[str]]:
+) -> tuple[Path, dict[str, str]]:
     """The images that `predict` tries.
 
     Args:
@@ -82,7 +82,8 @@ def files_to_predict(
         output: Where results go; what lies below it is not input.
 
     Returns:
-        The folder that all names are relative to, and the sorted POSIX names.
+        The folder that all names are relative to, and the POSIX names, sorted, each with its
+        stem of `output_stems` among all files, whichever of them are tried.
 
     Raises:
         InputError: There is no such path, or nothing to predict in it.
@@ -102,6 +103,7 @@ def files_to_predict(
         base, names = _listed(source)
     else:
         raise InputError(f"--data.predict_dir {source}: no such file or folder")
+    stems = dict(zip(names, output_stems(names), strict=True))
     names = sorted(
         name
         for name in names
@@ -114,7 +116,7 @@ def files_to_predict(
             + (f", including {', '.join(include)}" if include else "")
             + (f", excluding {', '.join(exclude)}" if exclude else "")
         )
-    return base, names
+    return base, {name: stems[name] for name in names}
 
 
 def output_stems(names: Sequence[str]) -> list[str]:

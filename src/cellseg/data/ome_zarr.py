@@ -57,6 +57,10 @@ def _open(path: Path) -> Opened:
     return Opened(pixels, axes, convert, lambda: None)
 
 
+def _metadata(group: Any) -> Any:
+    return group.attrs.get("ome", group.attrs)
+
+
 def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
     """The array at full size, its axes, the names of its channels, the size of a pixel in um."""
     import zarr
@@ -64,7 +68,14 @@ def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
     found = zarr.open(path, mode="r")
     if isinstance(found, zarr.Array):
         return found, "TCZYX"[-found.ndim :], (), None
-    attributes: Any = found.attrs.get("ome", found.attrs)
+    if _metadata(found).get("multiscales") is None:
+        # As bioformats2raw writes it: each image in a group of its own, from 0.
+        if "0" not in found or not isinstance(found["0"], zarr.Group):
+            raise ValueError("a zarr group without the multiscales of OME-Zarr")
+        if "1" in found:
+            raise ValueError("several images in one; copy their folders out")
+        found = found["0"]
+    attributes = _metadata(found)
     scales = attributes["multiscales"][0]
     full = scales["datasets"][0]
     axes = "".join(axis["name"].upper() for axis in scales["axes"])

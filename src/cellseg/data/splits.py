@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cellseg.errors import InputError
+from cellseg.errors import InputError, few
 
 SIDES = ("train", "val", "test")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,26 @@ def make_split(
     if split == "stardist":
         return _from_table(ids, _stardist(seed), "StarDist's split of DSB2018")
     if split in ("auto", "random"):
-        return _random(ids, group_of(ids, groups), folds, fold, seed)
+        group = group_of(ids, groups)
+        alone = [sample for sample in ids if group[sample] == sample]
+        if groups and len(alone) == len(ids):
+            raise InputError(f"--data.groups {groups}: groups none of the images, as {ids[0]}")
+        if groups and alone:
+            log.warning(
+                f"{len(alone)} images are in no group of --data.groups, each is one: {few(alone)}"
+            )
+        return _random(ids, group, folds, fold, seed)
     return _from_table(ids, _read_column(Path(split), "split", "--data.split"), split)
+
+
+def extended(split: Split, seed: int) -> Split:
+    """A split in which the images that it has left out are divided too."""
+    if len(split.left_out) < 2:  # too few to divide
+        more = everything(split.left_out, "train", "more to train on")
+    else:
+        more = make_split(split.left_out, "random", seed=seed)
+    sides = {side: sorted([*split.sides[side], *more.sides[side]]) for side in SIDES}
+    return Split(f"{split.name}, and {len(split.left_out)} more images: {more.name}", sides)
 
 
 def trained_split(

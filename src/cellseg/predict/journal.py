@@ -28,6 +28,7 @@ class Entry:
     """A finished file, as far as it is kept in memory.
 
     Attributes:
+        stem: What its results are called.
         size: Of the input, in bytes.
         mtime: Of the input, in ns.
         sha256: Of the input.
@@ -37,6 +38,7 @@ class Entry:
         place: Of the whole entry.
     """
 
+    stem: str
     size: int
     mtime: int
     sha256: str
@@ -88,16 +90,17 @@ class Journal:
             self._heading = {"settings": settings, "values": plain}
         return settings
 
-    def is_done(self, file: str, source: Path | str, settings: str) -> bool:
+    def is_done(self, file: str, stem: str, source: Path | str, settings: str) -> bool:
         """Whether a file's results are there, whole, and of this input and these settings.
 
         Args:
             file: Name of the file in the journal.
+            stem: What its results are to be called.
             source: The file itself.
             settings: From `start`.
         """
         entry = self.entries.get(file)
-        if entry is None or entry.settings != settings:
+        if entry is None or (entry.stem, entry.settings) != (stem, settings):
             return False
         try:
             size, mtime = size_and_time(source)
@@ -208,7 +211,7 @@ class Journal:
         file = content.get("file") or content["failed"]
         if content["time"] < self._times.get(file, 0):
             return
-        if "failed" not in content and "kept" not in content:  # of an earlier layout
+        if "failed" not in content and "stem" not in content:  # of an earlier layout
             return
         self._times[file] = content["time"]
         self.entries.pop(file, None)
@@ -216,7 +219,7 @@ class Journal:
         if "failed" in content:
             self.failures[file] = content["row"]
         else:
-            names = ("size", "mtime", "sha256", "settings", "outputs", "kept")
+            names = ("stem", "size", "mtime", "sha256", "settings", "outputs", "kept")
             self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)
 
     def _append(self, content: Mapping[str, Any]) -> Place:

@@ -27,7 +27,7 @@ from cellseg.predict.results import (
     write_outlines,
     write_picture,
 )
-from cellseg.predict.tiles import TILE, Maps, Piece, margin_for, stitch, with_halo
+from cellseg.predict.tiles import MARGIN, TILE, Maps, Piece, margin_for, stitch, with_halo
 
 Array = NDArray[Any]
 
@@ -61,8 +61,11 @@ class LargeResult:
         self.decoding = decoding.at(about.scale)
         self.tick = tick
         self.shape: tuple[int, int, int] = image.shape
-        # The overlay shows one pixel of so many a side: a power of 2, since tiles are multiples.
-        self._step = 2 ** max(0, math.ceil(math.log2(max(self.shape[1:]) / SIDE)))
+        # The overlay shows one pixel of so many a side: a power of 2, since tiles are multiples,
+        # as far as the strips of `stitch` are, and no more than a narrow image has.
+        fitting = math.ceil(math.log2(max(self.shape[1:]) / SIDE))
+        most = math.floor(math.log2(min(*self.shape[1:], math.gcd(TILE, MARGIN))))
+        self._step = 2 ** max(0, min(fitting, most))
         self._rows: list[dict[str, Any]] = []
         self._areas: list[Array] = []  # of each plane
         self._tables: list[Any] = []

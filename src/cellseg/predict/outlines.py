@@ -52,7 +52,7 @@ def polygons(labels: Array) -> dict[int, Polygon | MultiPolygon]:
     return outlines
 
 
-def write_rois(path: Path, labels: Array) -> None:
+def write_rois(path: Path, labels: Array, planes: Sequence[int] = ()) -> None:
     """The nuclei as an archive of ImageJ ROIs, for the ROI Manager.
 
     Traced selections, as the wand makes them; composite ones for nuclei with holes or several
@@ -62,12 +62,13 @@ def write_rois(path: Path, labels: Array) -> None:
         path: A file ending in `.zip`.
         labels: (H, W); the ROI of label 12 is named `0012`. Or (P, H, W): label 12 in the third
             plane is named `0003-0012` and lies on slice 3.
+        planes: Their indices in the file, from 0; by default all.
     """
     from roifile import roiwrite
 
     rois = [
         _roi(outline, f"{plane:04}-{number:04}" if plane else f"{number:04}", plane)
-        for plane, image in _planes(labels)
+        for plane, image in _planes(labels, planes)
         for number, outline in polygons(image).items()
     ]
     with draft(path) as name:
@@ -75,7 +76,10 @@ def write_rois(path: Path, labels: Array) -> None:
 
 
 def write_geojson(
-    path: Path, labels: Array, measurements: Mapping[str, Sequence[Any] | Array]
+    path: Path,
+    labels: Array,
+    measurements: Mapping[str, Sequence[Any] | Array],
+    planes: Sequence[int] = (),
 ) -> None:
     """The nuclei as detections for QuPath, as GeoJSON.
 
@@ -84,11 +88,12 @@ def write_geojson(
         labels: (H, W), or (P, H, W) whose planes become QuPath's z. The label is the name.
         measurements: Name to one number per nucleus, by plane and label; those that are not
             finite are left out, as JSON has none.
+        planes: Their indices in the file, from 0; by default all.
     """
     import shapely
 
     features: list[dict[str, Any]] = []
-    for plane, image in _planes(labels):
+    for plane, image in _planes(labels, planes):
         for number, outline in polygons(image).items():
             parts = [
                 [
@@ -121,7 +126,7 @@ def write_geojson(
     _write_compact_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def rle_rows(image_id: str, labels: Array) -> list[dict[str, str]]:
+def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[dict[str, str]]:
     """The nuclei in the run-length encoding of the 2018 Data Science Bowl.
 
     Pixels are counted from 1, down each column and then to the right; a row is a nucleus, in
@@ -130,12 +135,13 @@ def rle_rows(image_id: str, labels: Array) -> list[dict[str, str]]:
     Args:
         image_id: The first column.
         labels: (H, W), or (P, H, W) whose third plane has `-0003` appended to its id.
+        planes: Their indices in the file, from 0; by default all.
 
     Returns:
         Rows with `RLE_COLUMNS`; one without runs for an image without nuclei.
     """
     rows = []
-    for plane, image in _planes(labels):
+    for plane, image in _planes(labels, planes):
         runs = _runs(image.ravel(order="F")).values()
         texts = [
             " ".join(map(str, np.stack([starts + 1, lengths], axis=1).ravel().tolist()))
@@ -146,18 +152,19 @@ def rle_rows(image_id: str, labels: Array) -> list[dict[str, str]]:
     return rows
 
 
-def write_coco(path: Path, file_name: str, labels: Array) -> None:
+def write_coco(path: Path, file_name: str, labels: Array, planes: Sequence[int] = ()) -> None:
     """The nuclei as COCO annotations; `label` holds the label, as ids must not repeat.
 
     Args:
         path: A file ending in `.json`.
         file_name: The image that the annotations belong to.
         labels: (H, W), or (P, H, W) whose planes become images 1 to P of the same name.
+        planes: Their indices in the file, from 0; by default all.
     """
     height, width = labels.shape[-2:]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for plane, image in _planes(labels):
+    for plane, image in _planes(labels, planes):
         image_id = plane or 1
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for number, (starts, lengths) in _runs(image.ravel(order="F")).items():
@@ -191,9 +198,11 @@ def write_coco(path: Path, file_name: str, labels: Array) -> None:
     )
 
 
-def _planes(labels: Array) -> list[tuple[int, Array]]:
-    """Each plane of a stack with its number from 1; a single image as plane 0."""
-    return [(0, labels)] if labels.ndim == 2 else list(enumerate(labels, 1))
+def _planes(labels: Array, planes: Sequence[int]) -> list[tuple[int, Array]]:
+    """Each plane of a stack with its number in the file, from 1; a single image as plane 0."""
+    if labels.ndim == 2:
+        return [(0, labels)]
+    return [(place + 1, labels[i]) for i, place in enumerate(planes or range(len(labels)))]
 
 
 def _runs(flat: Array) -> dict[int, tuple[Array, Array]]:

@@ -189,16 +189,16 @@ def write_outlines(
 
     if "geojson" in formats:
         numbers = {name: column for name, column in columns.items() if name != "label"}
-        outlines.write_geojson(outputs.path(".geojson"), labels, numbers)
+        outlines.write_geojson(outputs.path(".geojson"), labels, numbers, about.planes)
     if "rois" in formats:
-        outlines.write_rois(outputs.path("_rois.zip"), labels)
+        outlines.write_rois(outputs.path("_rois.zip"), labels, about.planes)
     if "coco" in formats:
-        outlines.write_coco(outputs.path("_coco.json"), about.file, labels)
+        outlines.write_coco(outputs.path("_coco.json"), about.file, labels, about.planes)
     if "rle" not in formats:
         return {}
     lines = StringIO()
     table = csv.DictWriter(lines, outlines.RLE_COLUMNS, lineterminator="\n")
-    table.writerows(outlines.rle_rows(about.stem, labels))
+    table.writerows(outlines.rle_rows(about.stem, labels, about.planes))
     return {"rle": [outputs.keep(lines.getvalue())]}
 
 

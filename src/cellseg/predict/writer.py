@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import compress
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cellseg.cores import cores
-from cellseg.data.listing import Shard, readable
-from cellseg.errors import InputError, OutputError
+from cellseg.data.listing import Shard, is_own_output, readable
+from cellseg.errors import InputError, OutputError, few
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
 from cellseg.predict.formats import is_whole, sweep, write_json
@@ -101,13 +101,26 @@ class PredictionWriter(BasePredictionWriter):
         self._key = self.journal.start({**settings, **own})
         self._began, self._started = time.time(), time.monotonic()
 
-    def not_done(self, base: Path, files: list[str]) -> list[str]:
-        """The files that are still to be done, with a word on the others."""
+    def not_done(self, base: Path, files: Mapping[str, str]) -> list[str]:
+        """The files that are still to be done, with a word on the others.
+
+        Args:
+            base: Folder that their names are relative to.
+            files: The stems of their results, by name.
+        """
         assert self.journal is not None
-        if self.overwrite:
-            return files
         journal, settings = self.journal, self._key
-        done = {file for file in files if journal.is_done(file, f"{base}/{file}", settings)}
+        others = {entry.stem: n for n, entry in journal.entries.items() if n not in files}
+        replaced = [others[stem] for stem in files.values() if stem in others]
+        if replaced:
+            log.warning("The results of other images are replaced: %s", few(replaced))
+        if self.overwrite:
+            return [*files]
+        done = {
+            file
+            for file, stem in files.items()
+            if journal.is_done(file, stem, f"{base}/{file}", settings)
+        }
         if self.verify:
             with ThreadPoolExecutor(cores()) as threads:  # decompression runs beside Python
                 done = set(compress(done, threads.map(self._is_whole, done)))
@@ -215,15 +228,21 @@ class PredictionWriter(BasePredictionWriter):
             self.processes.stop(str(error))
         except StoppedError:
             pass
+        except (ValueError, MemoryError, RuntimeError) as error:  # the other files go on
+            self._fail(batch["file"], str(error) or type(error).__name__)
+
+    def _fail(self, file: str, reason: str) -> None:
+        assert self.journal is not None
+        facts = {"status": "error", "seconds": "0.000", "message": reason}
+        self.journal.add_failure(file, {"file": readable(file), **facts})
 
     def _write(self, batch: Mapping[str, Any], find: Callable[[], Any], decoding: Any) -> None:
         assert self.dir is not None and self.journal is not None
         file, began = batch["file"], time.monotonic()
         if batch["error"]:
-            facts = {"status": "error", "seconds": "0.000", "message": batch["error"]}
-            self.journal.add_failure(file, {"file": readable(file), **facts})
-            return
+            return self._fail(file, batch["error"])
         prediction = find()
+        self._set_aside_corrections(file, batch["stem"])
         about = About(
             file=file,
             stem=batch["stem"],
@@ -258,7 +277,28 @@ class PredictionWriter(BasePredictionWriter):
         kept["rows"] = [{**row, **facts} for row in kept["rows"]]
         sizes = {name: (self.dir / name).stat().st_size for name in written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
-        self.journal.add(file, {**facts, "settings": self._key, "outputs": sizes, **kept})
+        facts |= {"stem": about.stem, "settings": self._key, "outputs": sizes}
+        self.journal.add(file, {**facts, **kept})
+
+    def _set_aside_corrections(self, file: str, stem: str) -> None:
+        """Rename what a person made of the nuclei of an image, which is not to be overwritten."""
+        assert self.dir is not None and self.journal is not None
+        entry = self.journal.entries.get(file)
+        written = entry.outputs if entry else {}
+        for ending in ("_labels.tif", "_rois.zip", ".geojson"):
+            name = stem + ending
+            path = self.dir / name
+            # Labels have our tag; of the others, those that were finished are known by their size.
+            if not path.exists() or not (name in written or ending == "_labels.tif"):
+                continue
+            if path.stat().st_size == written.get(name) or is_own_output(path):
+                continue
+            if is_whole(path):
+                # No image by its name, so nobody's input.
+                names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
+                aside = next(free for free in names if not free.exists())
+                path.rename(aside)
+                log.warning("%s was not written by this program: kept as %s", name, aside.name)
 
 
 def _adapted(prediction: Mapping[str, Any]) -> str:
