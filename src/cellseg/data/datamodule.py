@@ -219,6 +219,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self.sides: dict[str, list[Annotation]] = {}
         self.description = ""  # of the data in force
         self._origins: dict[str, tuple[str, str]] = {}
+        self._found: dict[Path | None, tuple[str, list[Annotation]]] = {}
         self._crops_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
         self._diameter: float | None = None
@@ -331,8 +332,14 @@ class NucleiDataModule(pl.LightningDataModule):
         return self._origins[sample]
 
     def _annotated(self) -> tuple[str, list[Annotation]]:
+        """Where the annotated images come from, and themselves; looked for once."""
         testing = self.trainer is None or self.trainer.state.fn == TrainerFn.TESTING
         root = self.test_dir if testing and self.test_dir else self.root
+        if root not in self._found:
+            self._found[root] = self._read(root)
+        return self._found[root]
+
+    def _read(self, root: Path | None) -> tuple[str, list[Annotation]]:
         if self.synthetic and root is None:
             from cellseg.data.synthetic import Generated
 
@@ -403,7 +410,7 @@ class NucleiDataModule(pl.LightningDataModule):
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
         ids = [sample.id for sample in annotated]
         recipe = (self.split, self.groups, self.folds, self.fold, self.split_seed)
-        asked = self.split != "auto" or self.groups is not None or self.folds > 0
+        asked = recipe != ("auto", None, 0, 0, 0)
         # Without a model there is nothing that an image could have been trained on.
         no_sides = bool(self.preds_dir) and not asked and not dsb2018().keys() & set(ids)
         if stage == "test" and (self.test_dir or no_sides):
