@@ -311,14 +311,15 @@ def test_fault_19_sigterm_ends_predict_after_the_image_at_hand(
         [
             *(sys.executable, "-m", "cellseg", "predict", "--data.predict_dir", str(source)),
             *("--ckpt_path", str(find_checkpoint(trained)), "--output.dir", str(out)),
-            *("--data.num_workers", "0", "--trainer.enable_progress_bar", "false"),
+            *("--data.num_workers", "1", "--trainer.enable_progress_bar", "false"),
         ],
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not list(out.glob("*_labels.tif")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do, the loader's process too
     assert process.wait(timeout=30) == 143
     done = summary(out)
     assert 0 < len(done) < 3000

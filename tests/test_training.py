@@ -33,7 +33,9 @@ class Stop(Callback):
         if trainer.global_step == self.step:
             if self.how == "raise":
                 raise RuntimeError("a bug")
-            os.kill(os.getpid(), signal.SIGKILL if self.how == "kill" else signal.SIGTERM)
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGTERM)  # as schedulers do, the loader's process too
 
 if __name__ == "__main__":
     sys.exit(main(allow=["__main__"]))
@@ -64,6 +66,7 @@ def run_script(tmp_path: Path, *args: object) -> subprocess.CompletedProcess[str
         text=True,
         check=False,
         timeout=240,
+        start_new_session=True,
     )
 
 

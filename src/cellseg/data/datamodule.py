@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -281,6 +282,7 @@ class NucleiDataModule(pl.LightningDataModule):
             sampler=sampler,
             drop_last=True,
             num_workers=self.num_workers,
+            worker_init_fn=_outlive_sigterm,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_gpu(),
         )
@@ -299,6 +301,7 @@ class NucleiDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=Share(len(dataset), *self._place()),
             num_workers=self.num_workers,
+            worker_init_fn=_outlive_sigterm,
             pin_memory=self._on_gpu(),
         )
 
@@ -323,6 +326,7 @@ class NucleiDataModule(pl.LightningDataModule):
             batch_size=1,
             sampler=Share(len(dataset), *self._place()),
             num_workers=self.num_workers,
+            worker_init_fn=_outlive_sigterm,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_gpu(),
         )
@@ -447,3 +451,8 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Leave it to the main process: schedulers signal all, and it still has to save its work."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

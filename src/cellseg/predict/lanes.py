@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -56,7 +57,9 @@ class Lanes:
         if self.on_gpu:
             # A fork would have the state of CUDA, and the locks of other threads.
             spawned = multiprocessing.get_context("spawn")
-            self._processes = ProcessPoolExecutor(self.count, spawned)
+            # Schedulers signal all processes, and this one still has files to end.
+            ignoring = (signal.signal, (signal.SIGTERM, signal.SIG_IGN))
+            self._processes = ProcessPoolExecutor(self.count, spawned, *ignoring)
 
     def add(self, work: Callable[[], None]) -> None:
         """Have work done by the next free lane; one waits, so that no lane has to.
