@@ -153,6 +153,20 @@ def test_a_fit_from_a_checkpoints_weights_has_a_schedule_of_its_own(
     assert content["hyper_parameters"]["warmup_steps"] == 100
 
 
+def test_a_run_that_goes_on_scores_at_the_levels_that_it_began_with(
+    trained: Path, nuclei: Path, tmp_path: Path
+) -> None:
+    levels = {"threshold": 0.35, "marker": 0.1, "min_area": 3}
+    content = torch.load(find_checkpoint(trained), weights_only=True)
+    torch.save({**content, "decoding": content["decoding"] | levels}, tmp_path / "start.ckpt")
+    run = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run", *SMALL[6:])
+    start = ("--model.weights", tmp_path / "start.ckpt", "--trainer.max_epochs", 1)
+    assert cellseg("fit", *start, *run) == 0
+    assert cellseg("fit", "--ckpt_path", "last", *run, "--trainer.max_epochs", 2) == 0
+    content = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)
+    assert content["scored_with"].items() >= levels.items()
+
+
 def test_weights_that_are_not_there_or_do_not_fit_are_refused(
     released: Path, nuclei: Path, fails: Fails
 ) -> None:

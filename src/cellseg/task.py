@@ -313,11 +313,16 @@ class SegmentationTask(pl.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how maps become nuclei."""
-        checkpoint["decoding"] = asdict(self.decoding)
+        """Keep how maps become nuclei, and how they did where this training was scored.
+
+        `Tuning` changes the first at the end; a run that goes on compares with the second.
+        """
+        checkpoint["decoding"] = checkpoint["scored_with"] = asdict(self.decoding)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rate and weight decay of this run win over the stored ones."""
+        if self._trainer is not None and self.trainer.training:
+            self.decoding = Decoding(**checkpoint["scored_with"])
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
                 group["lr"] *= self.lr / group["initial_lr"]
