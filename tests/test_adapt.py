@@ -82,20 +82,20 @@ def ap50(target: NDArray[Any], preds: NDArray[Any]) -> float:
     return float(scores(compare(target, preds))["ap50"])
 
 
-def test_nuclei_three_times_as_large_are_found_better_by_their_estimated_diameter() -> None:
+def test_nuclei_four_times_as_large_are_found_better_by_their_estimated_diameter() -> None:
     model = cellseg.load("nuclei-1")
     found: dict[object, list[float]] = defaultdict(list)
     for number in range(4):
         image, labels = generate(number, size=160)
-        large = Image.fromarray(image).resize((480, 480), Image.Resampling.BICUBIC)
-        target = labels.repeat(3, 0).repeat(3, 1)
-        for way in ("none", "auto", 60.0):
+        large = Image.fromarray(image).resize((640, 640), Image.Resampling.BICUBIC)
+        target = labels.repeat(4, 0).repeat(4, 1)
+        for way in ("none", "auto", 80.0):
             found[way].append(ap50(target, model.predict(np.asarray(large), way)))  # type: ignore[arg-type]
         found["native"].append(ap50(labels, model.predict(image)))
     means = {way: float(np.mean(values)) for way, values in found.items()}
     # Images of fewer than ten nuclei stay as they are.
-    assert means["native"] - 0.05 < means[60.0]
-    assert means["none"] + 0.1 < means["auto"] <= means[60.0], means
+    assert means["native"] - 0.05 < means[80.0]
+    assert means["none"] + 0.1 < means["auto"] <= means[80.0], means
 
 
 def test_most_inverted_fluorescence_is_known_without_a_flag() -> None:
