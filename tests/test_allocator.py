@@ -32,4 +32,5 @@ def pages_cleared(cured: bool) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
 def test_a_step_of_training_uses_the_memory_of_the_step_before() -> None:
-    assert pages_cleared(cured=True) < pages_cleared(cured=False) / 10
+    # Of the seven arrays of a step, one may find its place taken in part.
+    assert pages_cleared(cured=True) < pages_cleared(cured=False) / 4

@@ -97,7 +97,7 @@ class NucleiDataModule(pl.LightningDataModule):
             `group`, or a regular expression on the id. By default each image is its own group.
         folds: Number of folds for cross-validation; 0 divides 80/10/10.
         fold: The fold to test on; the next one is for validation.
-        split_seed: Seed of a random split.
+        split_seed: Seed of a random split, where one is made.
         percentiles: Intensities that become 0 and 1, as percentiles of each whole image.
         crop_size: Side of a training crop in px.
         crops_per_epoch: Training crops in an epoch, over all devices.
@@ -414,7 +414,7 @@ class NucleiDataModule(pl.LightningDataModule):
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
         ids = [sample.id for sample in annotated]
         recipe = (self.split, self.groups, self.folds, self.fold, self.split_seed)
-        asked = recipe != ("auto", None, 0, 0, 0)
+        asked = self.split != "auto" or self.groups is not None or self.folds > 0
         # Without a model there is nothing that an image could have been trained on.
         no_sides = bool(self.preds_dir) and not asked and not dsb2018().keys() & set(ids)
         if stage == "test" and (self.test_dir or no_sides):
