@@ -401,11 +401,12 @@ def test_fault_12_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
     exec(compile(source.read_text(), source, "exec"), namespace)
     peaks = []
     # The first is high enough for as many windows at once as there ever are.
-    for height in (4800, 12_000):
+    for height in (4800, 24_000):
         path = tmp_path / f"{height}.tif"
         pixels = np.tile(GREY, (height // 300, 8))
         tifffile.imwrite(path, pixels, tile=(256, 256), compression="zlib")
         _, peak, row = namespace["predict"](path, tmp_path / str(height))
         assert int(row["nuclei"]) > 100
         peaks.append(peak)
-    assert peaks[1] - peaks[0] < 120 * 2**20  # the maps and labels alone would be 180 MB more
+    # A peak varies by some 100 MB; the maps and labels alone would be 480 MB more.
+    assert peaks[1] - peaks[0] < 240 * 2**20
