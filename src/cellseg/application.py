@@ -304,7 +304,7 @@ class Application(LightningCLI):
         if source is None:
             raise InputError("predict needs images: --data.predict_dir PATH")
         if writer.dir is None:
-            whole = source.absolute().resolve() if source.name in ("", "..") else source
+            whole = source.resolve() if source.name in ("", "..") else source
             name = whole.stem if whole.is_file() else whole.name
             writer.dir = whole.parent / f"{name}_cellseg"
         self.datamodule.output_dir = writer.dir
