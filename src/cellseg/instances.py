@@ -64,14 +64,12 @@ def encode(labels: NDArray[Any]) -> NDArray[np.uint8]:
         (2, H, W) of 0 and 1: the nuclei, and where two of them meet: all pixels, also of the
         gap between them, whose 5 x 5 neighbourhood holds more than one nucleus.
     """
-    from scipy.ndimage import maximum_filter, minimum_filter
+    import cv2
 
-    ids = labels.astype(np.int64)
-    nuclei = ids > 0
-    highest = maximum_filter(ids, REACH)
-    # The background must not be the lowest. SciPy filters in floating point, where the highest
-    # int64 would overflow.
-    lowest = minimum_filter(np.where(nuclei, ids, ids.max(initial=0) + 1), REACH)
+    ids = labels.astype(np.float64)  # the only type of OpenCV that holds all labels
+    nuclei, window = ids > 0, np.ones((REACH, REACH), np.uint8)
+    highest = cv2.dilate(ids, window)
+    lowest = cv2.erode(np.where(nuclei, ids, np.inf), window)  # the background is not meant
     return np.stack([nuclei, lowest < highest]).astype(np.uint8)
 
 
@@ -88,7 +86,8 @@ def borders(labels: NDArray[Any]) -> NDArray[np.float32]:
     Returns:
         (H, W) float32, 0 in nuclei.
     """
-    from scipy.ndimage import distance_transform_edt, find_objects
+    import cv2
+    from scipy.ndimage import find_objects
 
     reach = 4 * SIGMA  # beyond it the weight is below 1 / 2000
     nearest = np.full(labels.shape, np.inf, np.float32)
@@ -97,7 +96,9 @@ def borders(labels: NDArray[Any]) -> NDArray[np.float32]:
         if box is None:
             continue
         around = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
-        distance = distance_transform_edt(labels[around] != number).astype(np.float32)
+        others = (labels[around] != number).view(np.uint8)
+        # Half the time of SciPy's; a tenth of a training step on two cores goes into these maps.
+        distance = cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         second[around] = np.minimum(second[around], np.maximum(nearest[around], distance))
         nearest[around] = np.minimum(nearest[around], distance)
     weight = np.exp(-((nearest + second) ** 2) / (2 * SIGMA**2))
