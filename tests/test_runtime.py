@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -271,3 +272,33 @@ assert sys.modules["openvino_telemetry"] is None
         [sys.executable, "-W", "ignore", "-c", code, tmp_path], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_loader_process_leaves_an_inherited_network_alone(tmp_path: Path) -> None:
+    script = """
+import gc, os, sys, time
+from pathlib import Path
+import torch
+from cellseg.nn.unet import UNet
+from cellseg.runtime import compile_levels
+
+gc.disable()
+levels = compile_levels(UNet(base_channels=4, depth=2).eval(), Path(sys.argv[1]))
+with torch.inference_mode():
+    levels(torch.rand(1, 3, 32, 32))
+ring = [levels]  # garbage that only the collector finds, as a trainer and its callbacks are
+ring.append(ring)
+del ring, levels
+child = os.fork()
+if not child:
+    gc.collect()
+    os._exit(0)
+for _ in range(100):
+    if os.waitpid(child, os.WNOHANG)[0]:
+        sys.exit(0)
+    time.sleep(0.1)
+os.kill(child, 9)
+sys.exit("the child waits for ever")
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)

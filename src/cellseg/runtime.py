@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -108,10 +110,7 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
         net: With the weights to use.
         cache_dir: Where the converted network is kept.
     """
-    # It reports home when imported; without it OpenVINO takes a stub.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
+    openvino = _openvino()
     digest = hashlib.sha256(openvino.__version__.encode())
     for name, value in net.state_dict().items():
         digest.update(f"{name}{tuple(value.shape)}".encode() + value.numpy().tobytes())
@@ -149,7 +148,7 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
 
 def _convert(net: UNet, folder: Path) -> None:
     """Put the network into OpenVINO's form, for images of any size."""
-    import openvino
+    openvino = _openvino()
 
     class Levels(nn.Module):
         def __init__(self) -> None:
@@ -171,3 +170,16 @@ def _convert(net: UNet, folder: Path) -> None:
         with suppress(OSError):  # another process was first
             os.replace(name, folder)
             Path(name).mkdir()
+
+
+@cache
+def _openvino() -> Any:
+    # It reports home when imported; without it OpenVINO takes a stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    # A loader process that frees a compiled network which it was forked with waits for ever: for
+    # the network's threads, which only the first process has.
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=gc.freeze)
+    return openvino
