@@ -195,6 +195,16 @@ def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:
     assert "base_channels=0" in fails("fit", "--model.base_channels", "0")
     assert "dice_weight=0" in fails("fit", "--model.dice_weight", "0", "--model.bce_weight", "0")
     assert "percentiles" in fails("fit", "--data.percentiles", "60,40")
+    assert "--data.augment" in fails("fit", "--data.augment", "-1")
+    assert "--data.synthetic" in fails("fit", "--data.synthetic", "-3")
+    assert "--dashboard.every_n_epochs" in fails("fit", "--dashboard.every_n_epochs", "0")
+
+
+def test_a_path_with_spaces_is_named_whole(fails: Fails) -> None:
+    assert "Did you mean --data.predict_dir 'my images'?" in fails("predict", "my images")
+    line = fails("predict", "my images", "--output.dir", "out")
+    assert "Did you mean --data.predict_dir 'my images'?" in line
+    assert "cellseg predict --data.predict_dir 'my images'?" in fails("my images")
 
 
 def test_fit_and_test_without_data_say_so(trained: Path, fails: Fails) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.measure import label
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cellseg.data.splits import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
 from cellseg.scored import Scored, intervals, resample, summary
@@ -122,7 +125,46 @@ def test_images_without_a_prediction_are_left_out_by_name(
     args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
     assert cellseg("test", "--data.preds_dir", folder, *args) == 0
     assert "1 images lack a prediction and are left out: n03" in capfd.readouterr().err
-    assert read_report(tmp_path / "out")["images"] == 7
+    report = read_report(tmp_path / "out")
+    assert (report["images"], report["left_out"]) == (7, ["n03"])
+
+
+def test_binary_predictions_are_their_components_as_binary_masks_are(
+    root: Path, tmp_path: Path
+) -> None:
+    binary = tmp_path / "binary"
+    binary.mkdir()
+    for path in (root / "masks").iterdir():
+        mask = (np.asarray(Image.open(path)) > 0).astype(np.uint8) * 255
+        Image.fromarray(mask).save(binary / path.name)
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
+    assert cellseg("test", "--data.preds_dir", binary, *args) == 0
+    with (tmp_path / "out" / "metrics.csv").open() as lines:
+        predicted = {row["image"]: int(row["predicted"]) for row in csv.DictReader(lines)}
+    masks = {path.stem: np.asarray(Image.open(path)) for path in (root / "masks").iterdir()}
+    assert predicted == {name: label(mask > 0).max() for name, mask in masks.items()}
+
+
+def test_flags_that_a_scoring_does_not_use_are_refused(
+    trained: Path, root: Path, fails: Fails
+) -> None:
+    masks = ("--data.preds_dir", root / "masks", "--data.root", root)
+    assert "--data.preds_dir is for test" in fails("validate", *masks)
+    assert "--data.test_dir is for test" in fails("validate", "--data.test_dir", root)
+    assert "leave out --ckpt_path" in fails("test", *masks, "--ckpt_path", "nuclei-1")
+
+
+def test_some_images_of_the_known_set_are_trained_on_and_scored(tmp_path: Path) -> None:
+    root = write_nuclei(tmp_path / "data", 4)
+    train = [name for name, row in dsb2018().items() if row["split"] == "train"]
+    fields = {dsb2018()[name]["field"]: name for name in train}
+    for path, name in zip(sorted((root / "images").iterdir()), fields.values(), strict=False):
+        for folder in ("images", "masks"):
+            (root / folder / path.name).rename(root / folder / f"{name}.png")
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1, *SMALL) == 0
+    assert cellseg("test", "--data.preds_dir", root / "masks", *args) == 0
+    assert read_report(tmp_path / "out")["images"] == 4
 
 
 def test_predictions_that_cannot_be_scored_are_refused(
@@ -205,7 +247,21 @@ def test_folds_of_a_small_set_make_one_report(
     assert cellseg("test", *folds, *out, *levels) == 0
     with (tmp_path / "out" / "metrics.csv").open() as lines:
         assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
+    # Also where they are those of the first fold.
+    for fold in range(3):
+        path = find_checkpoint(tmp_path / "folds" / str(fold), "best")
+        stored = torch.load(path, weights_only=True)
+        stored["decoding"].update(threshold=0.0 if fold == 0 else 0.9, marker=-1.0, min_area=0)
+        torch.save(stored, path)
+    assert cellseg("test", *folds, *out, *levels) == 0
+    with (tmp_path / "out" / "metrics.csv").open() as lines:
+        assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
     assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)
+    stored["hyper_parameters"]["base_channels"] = 5
+    torch.save(stored, path)
+    assert "another model.base_channels" in fails("test", *folds)
+    stored["hyper_parameters"]["base_channels"] = 4
+    torch.save(stored, path)
     shutil.copytree(tmp_path / "folds" / "1", tmp_path / "folds" / "again")
     assert "have test images in common" in fails("test", *folds)
 
@@ -215,12 +271,21 @@ def test_a_small_set_is_offered_folds(
 ) -> None:
     args = ("--data.root", root, "--trainer.default_root_dir", tmp_path, *SMALL)
     assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
-    assert "--data.folds 5" in capfd.readouterr().err
+    assert "--data.folds 5 --data.fold 0 to 4" in capfd.readouterr().err
+    args = ("--data.root", write_nuclei(tmp_path / "two", 2), *args[2:])
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    assert "--data.folds" not in capfd.readouterr().err
+
+
+def test_a_run_that_ends_before_its_first_validation_says_so(
+    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_steps", 1) == 0
+    assert "No val/map was logged" in capfd.readouterr().err
 
 
 def test_tuning_is_stored_in_both_checkpoints_and_shown(trained: Path, tmp_path: Path) -> None:
-    import torch
-
     stored = [
         torch.load(find_checkpoint(trained, name), weights_only=True) for name in ("best", "last")
     ]

@@ -359,6 +359,16 @@ def test_a_rerun_does_only_what_is_not_done(
     assert [row["file"] for row in table(out / "summary.csv")] == ["0.png", "1.png", "2.png"]
 
 
+@pytest.mark.parametrize("formats", ["labels", "overlay,probs", "labels,rois,geojson,coco"])
+def test_a_rerun_without_tables_does_only_what_is_not_done(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str], formats: str
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    for _ in range(2):
+        assert predict("--output.formats", formats) == 0
+    assert "1 of 1 images are done already" in capfd.readouterr().err
+
+
 def test_nothing_left_to_do_still_gives_the_tables(predict: Run, tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png")
     assert predict() == 0

@@ -240,6 +240,32 @@ def test_all_images_in_one_group_are_refused() -> None:
         make_split(HUNDRED, groups="^image")
 
 
+@pytest.mark.parametrize("options", [{"split": "random"}, {"folds": 5, "fold": 2}])
+def test_known_images_divided_anew_keep_their_fields_together(options: dict[str, Any]) -> None:
+    listed = dsb2018()
+    side = side_of(make_split(list(listed), **options))
+    pairs = {(listed[sample]["field"], at) for sample, at in side.items()}
+    assert len(pairs) == len({row["field"] for row in listed.values()})
+
+
+def test_an_image_that_was_trained_on_is_not_tested_under_another_side() -> None:
+    both = {"train": {"1": "a"}, "val": {}, "test": {"1": "a again", "2": "b"}}
+    split = trained_split({"x": "1", "y": "2"}, both, "test")
+    assert split is not None
+    assert split.sides == {"train": ["x"], "val": [], "test": ["y"]}
+
+
+@pytest.mark.parametrize(("row", "said"), [("b", "b has no"), ("b,", "b has no"), ("a,y", "two")])
+@pytest.mark.parametrize(("flag", "column"), [("split", "split"), ("groups", "group")])
+def test_a_table_with_gaps_or_contradictions_is_refused(
+    tmp_path: Path, flag: str, column: str, row: str, said: str
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(f"image_id,{column}\na,x\n{row}\n")
+    with pytest.raises(InputError, match=f"^--data.{flag} {table}: .*{said}"):
+        make_split(["a", "b"], **{flag: str(table)})
+
+
 def test_the_split_of_stardists_paper() -> None:
     listed = dsb2018()
     split = make_split(list(listed), "stardist")

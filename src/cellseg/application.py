@@ -51,6 +51,7 @@ QUIET = (
     "Couldn't infer the batch indices",  # a batch is a file and carries its name
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "Precision .* is not supported by the model summary",
+    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # `Tuning` says it
     "The ``compute`` method of metric .* was called before",  # a process without an image
     "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
 )
@@ -202,7 +203,15 @@ class Application(LightningCLI):
         """Make what the model on disk says the default of each flag that the user left out."""
         given = parser.parse_args(args, defaults=False)
         flags, subparser = given[given.subcommand], self._parser(given.subcommand)
+        self.given = set(flags.keys())
+        for flag in ("data.preds_dir", "data.test_dir"):
+            if given.subcommand == "validate" and flags.get(flag):
+                raise InputError(f"--{flag} is for test, not for validate")
         if given.subcommand == "test" and flags.get("data.preds_dir"):
+            if flags.get("ckpt_path"):
+                raise InputError(
+                    "--data.preds_dir scores what is there already; leave out --ckpt_path"
+                )
             return
         root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
         self.choice = checkpoint.choose(given.subcommand, flags, str(root))
@@ -283,8 +292,8 @@ class Application(LightningCLI):
         self.before_test()
         self.report.parts = len(folds)
         # Flags of the user's win here too; the others hold what the first checkpoint stored.
-        first, now = asdict(checkpoint.read(folds[0]).decoding), asdict(self.model.decoding)
-        asked = {name: value for name, value in now.items() if value != first[name]}
+        now = asdict(self.model.decoding)
+        asked = {name: value for name, value in now.items() if f"decode.{name}" in self.given}
         models = {path: checkpoint.read(path) for path in folds}
         decodings = {p: replace(stored.decoding, **asked) for p, stored in models.items()}
         if len(set(decodings.values())) > 1:

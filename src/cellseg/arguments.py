@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -75,17 +76,20 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
         command: The subcommand.
         known: Its settings.
     """
-    if choice := re.search(r"invalid choice: '(\S+)'", message):
+    if choice := re.search(r"invalid choice: '(.+?)' \(", message):
         near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
-        better = near[0] if near else f"predict --data.predict_dir {choice[1]}"
+        better = near[0] if near else f"predict --data.predict_dir {shlex.quote(choice[1])}"
         return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
-    unknown = re.search(r"unrecognized arguments: (\S+)|not accept option '(\S+)'", message)
+    # A path may have spaces; what begins with a dash is not part of it.
+    unknown = re.search(
+        r"unrecognized arguments: (-\S+|.+?(?= -|$))|not accept option '(\S+)'", message
+    )
     if not unknown:
         return message
     word = unknown[1] or unknown[2]
     if unknown[1] and not word.startswith("-"):
         flag = "--data.predict_dir" if command == "predict" else "--data.root"
-        return f"{word}: a value without a name. Did you mean {flag} {word}?"
+        return f"{word}: a value without a name. Did you mean {flag} {shlex.quote(word)}?"
     key = word.lstrip("-").split("=")[0]
     near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""

@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from cellseg.errors import InputError
+
 
 class BestAndLast(ModelCheckpoint):
     """Keeps the best and the last checkpoint, the last one also when training is stopped.
@@ -92,6 +94,11 @@ class Dashboard(pl.Callback):
     THRESHOLDS = 101
 
     def __init__(self, images: int = 6, every_n_epochs: int = 5, side: int = 384) -> None:
+        if min(every_n_epochs, side) < 1 or images < 0:
+            raise InputError(
+                "--dashboard.every_n_epochs and --dashboard.side must be positive, "
+                "--dashboard.images not negative"
+            )
         self.images = images
         self.every_n_epochs = every_n_epochs
         self.side = side

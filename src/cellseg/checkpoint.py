@@ -154,8 +154,16 @@ def best_of_runs(folder: Path) -> tuple[Path, ...]:
     if not found:
         raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
     tested: dict[str, Path] = {}
+    first = read(found[0]).settings
     for path in found:
-        for digest in (read(path).split or {}).get("test", {}):
+        stored = read(path)
+        differing = [key for key in FIXED if stored.settings[key] != first[key]]
+        if differing:
+            raise InputError(
+                f"--ckpt_path {folder}: {found[0]} and {path} were trained with another "
+                f"{differing[0]}; move one of them away"
+            )
+        for digest in (stored.split or {}).get("test", {}):
             other = tested.setdefault(digest, path)
             if other != path:
                 raise InputError(

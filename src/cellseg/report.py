@@ -19,6 +19,7 @@ from tqdm import tqdm
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.folders import find_predictions
 from cellseg.data.images import intensity_limits, normalise, read_labels
+from cellseg.data.masks import whole_labels
 from cellseg.errors import InputError, few
 from cellseg.metrics import MISTAKES, compare
 from cellseg.predict.formats import draft, outlined, write_json, write_text
@@ -140,7 +141,7 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
         for sample in tqdm(samples, "Scoring", leave=False, disable=None):
             if sample.id in lacking:
                 continue
-            target, preds = sample.labels(), read_labels(paths[sample.id])
+            target, preds = sample.labels(), whole_labels(read_labels(paths[sample.id]))
             if target.shape != preds.shape:
                 raise InputError(
                     f"{paths[sample.id]}: {preds.shape[0]} x {preds.shape[1]} px, but its image "
@@ -158,6 +159,7 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
         raise InputError("--data.preds_dir: no image has a prediction in both folders")
     facts = {"stage": "test", "data": datamodule.description, **about}
     facts["preds"] = ", ".join(map(str, datamodule.preds_dir))
+    facts["left_out"] = lacking
     write_report(folder, facts, *scored)
 
 

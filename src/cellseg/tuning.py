@@ -50,7 +50,13 @@ class Tuning(pl.Callback):
         assert isinstance(pl_module, SegmentationTask)
         checkpoints = trainer.checkpoint_callback
         best = Path(getattr(checkpoints, "best_model_path", "") or "none")
-        if not trainer.is_global_zero or not self.images or not best.is_file():
+        if not trainer.is_global_zero or not self.images:
+            return
+        if not best.is_file():
+            log.warning(
+                "No %s was logged, so there is no best checkpoint, and not tuned: %s",
+                getattr(checkpoints, "monitor", "score"), _flags(pl_module.decoding),
+            )  # fmt: skip
             return
         content = torch.load(best, map_location="cpu", weights_only=True)
         pl_module.load_state_dict(content["state_dict"])
@@ -75,7 +81,7 @@ class Tuning(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         assert isinstance(pl_module, SegmentationTask)
-        if trainer.state.fn == "fit" and trainer.is_global_zero:
+        if trainer.state.fn == "fit" and trainer.is_global_zero and trainer.global_step:
             log.warning("Stopped, so not tuned: %s", _flags(pl_module.decoding))
 
     def _predictions(

@@ -173,6 +173,8 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(
                 "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
             )
+        if min(augment, synthetic) < 0:
+            raise InputError("--data.augment and --data.synthetic must not be negative")
         for name, value in (("balance", balance), ("augment_share", augment_share)):
             if not 0 <= value <= 1:
                 raise InputError(f"--data.{name} {value:g}: must lie in 0 to 1")
@@ -402,21 +404,31 @@ class NucleiDataModule(pl.LightningDataModule):
                     f"{len(half)} images look annotated in one part only, which teaches that the "
                     f"other nuclei are background; cut them to that part: {few(half)}"
                 )
-        if stage == "fit" and len(annotated) < FEW and not self.folds:
+        folds = min(5, len({group for group, _ in self._origins.values()}))
+        if stage == "fit" and len(annotated) < FEW and folds >= 3 and not self.folds:
             log.info(
-                f"{len(annotated)} images make a test of few: --data.folds 5 --data.fold 0 to 4, "
-                "one run each below one folder, then test --ckpt_path FOLDER score all of them"
+                f"{len(annotated)} images make a test of few: --data.folds {folds} --data.fold 0 "
+                f"to {folds - 1}, one run each below one folder, then test --ckpt_path FOLDER "
+                "score all of them"
             )
         for side in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if not self.sides[side]:
-                raise InputError(f"{source}: the {side} side of the split ({split.name}) is empty")
+                way_out = (
+                    "--data.test_dir scores" if stage == "test" else "--data.split random divides"
+                )
+                raise InputError(
+                    f"{source}: the {side} side of the split ({split.name}) is empty; "
+                    f"{way_out} all images"
+                )
 
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
         ids = [sample.id for sample in annotated]
         recipe = (self.split, self.groups, self.folds, self.fold, self.split_seed)
         asked = self.split != "auto" or self.groups is not None or self.folds > 0
+        resumes = self.trainer is not None and self.trainer.ckpt_path is not None
         # Without a model there is nothing that an image could have been trained on.
-        no_sides = bool(self.preds_dir) and not asked and not dsb2018().keys() & set(ids)
+        tests = {name for name, row in dsb2018().items() if row["split"] == "test"}
+        no_sides = bool(self.preds_dir) and not asked and not tests & set(ids)
         if stage == "test" and (self.test_dir or no_sides):
             split = everything(ids, "test", "all images")
         elif self.trained_split is None or asked:
@@ -424,9 +436,11 @@ class NucleiDataModule(pl.LightningDataModule):
         else:
             digests = {sample.id: sample.digest() for sample in annotated}
             split = trained_split(digests, self.trained_split, stage) or make_split(ids, *recipe)
-            resumes = self.trainer is not None and self.trainer.ckpt_path is not None
             if stage == "fit" and split.left_out and not resumes:
                 split = extended(split, self.split_seed)
+        few_sides = not (split.sides["train"] and split.sides["val"])
+        if stage == "fit" and few_sides and not (asked or resumes):  # some images of a known set
+            split = make_split(ids, "random", seed=self.split_seed)
         if self.trained_split is not None:
             trained = self.trained_split.get("train", {})
             evaluated = {*split.sides["val"], *split.sides["test"]}

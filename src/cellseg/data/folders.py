@@ -102,7 +102,7 @@ def open_tree(root: Path) -> Tree:
     if root.is_file() and zipfile.is_zipfile(root):
         return ZipTree(root)
     if not root.is_dir():
-        raise InputError(f"--data.root {root}: no such folder or zip archive")
+        raise InputError(f"{root}: no such folder or zip archive to find annotated images in")
     tree = Tree(root)
     archives = [name for name in tree.names if name.lower().endswith(".zip")]
     if len(archives) == 1 and not any(is_image(name) for name in tree.names):

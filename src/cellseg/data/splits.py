@@ -120,7 +120,8 @@ def trained_split(
         The split; where the checkpoint knows none of the images, all of them on the side that
         `validate` or `test` scores, and None for `fit`.
     """
-    known = {digest: side for side in SIDES for digest in trained.get(side, {})}
+    # Whatever else it was, an image that was trained on is one of training: so that comes last.
+    known = {digest: side for side in reversed(SIDES) for digest in trained.get(side, {})}
     side_of = {sample: known.get(digest) for sample, digest in digests.items()}
     if any(side_of.values()):
         sides = {side: [s for s, at in side_of.items() if at == side] for side in SIDES}
@@ -143,10 +144,7 @@ def origins(ids: Sequence[str], groups: str | None) -> dict[str, tuple[str, str]
     """Sample id to its group (see `make_split`) and its modality, empty where unknown."""
     listed, group = dsb2018(), group_of(ids, groups)
     return {
-        sample: (
-            listed[sample]["field"] if sample in listed and groups is None else group[sample],
-            listed[sample]["modality"] if sample in listed else "",
-        )
+        sample: (group[sample], listed[sample]["modality"] if sample in listed else "")
         for sample in ids
     }
 
@@ -178,9 +176,17 @@ def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Spli
 
 
 def _read_column(path: Path, column: str, flag: str) -> dict[str, str]:
+    table: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            table = {row["image_id"]: row[column] for row in csv.DictReader(lines)}
+            for row in csv.DictReader(lines):
+                sample, value = row["image_id"], row[column]
+                if not (sample and value):
+                    raise InputError(f"{flag} {path}: {sample or 'a row'} has no {column}")
+                if table.setdefault(sample, value) != value:
+                    raise InputError(
+                        f"{flag} {path}: {sample} has two: {table[sample]} and {value}"
+                    )
         if not table:
             raise KeyError(column)
         return table
@@ -195,7 +201,8 @@ def _read_column(path: Path, column: str, flag: str) -> dict[str, str]:
 def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
     """Sample id to its group; see `make_split`."""
     if groups is None:
-        return {sample: sample for sample in ids}
+        listed = dsb2018()
+        return {sample: listed[sample]["field"] if sample in listed else sample for sample in ids}
     if groups.lower().endswith(".csv"):
         table = _read_column(Path(groups), "group", "--data.groups")
         return {sample: table.get(sample, sample) for sample in ids}

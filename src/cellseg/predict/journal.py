@@ -110,7 +110,8 @@ class Journal:
             for name, size in entry.outputs.items():
                 if os.stat(f"{self.dir}/{name}").st_size != size:
                     return False
-            if self._length(entry.kept[0]) < entry.kept[1]:
+            path, length = entry.kept
+            if length and self._length(path) < length:
                 return False
         except OSError:
             return False
