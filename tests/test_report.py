@@ -209,7 +209,11 @@ def test_a_model_is_reported_with_the_ten_worst_images(
 
 
 def test_a_test_folder_of_ones_own_is_scored_whole(
-    trained: Path, nuclei: Path, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained: Path,
+    nuclei: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     args = ("--ckpt_path", find_checkpoint(trained), "--data.num_workers", 0)
     out = ("--trainer.default_root_dir", tmp_path)
@@ -217,6 +221,7 @@ def test_a_test_folder_of_ones_own_is_scored_whole(
     assert cellseg("test", *args, "--data.root", nuclei, "--data.test_dir", other, *out) == 0
     assert read_report(tmp_path)["images"] == 3
     assert "trained on" not in capfd.readouterr().err
+    assert "--data.test_dir nowhere: no such" in fails("test", *args, "--data.test_dir", "nowhere")
     assert cellseg("test", *args, "--data.test_dir", nuclei, *out) == 0
     assert "10 images to evaluate on were trained on" in capfd.readouterr().err
 

@@ -360,7 +360,7 @@ class NucleiDataModule(pl.LightningDataModule):
                 "no data: name annotated images with --data.root PATH, or ask for generated "
                 "ones with --data.synthetic 48"
             )
-        tree = open_tree(root)
+        tree = open_tree(root, "--data.test_dir" if root == self.test_dir else "--data.root")
         samples, missing = find_samples(tree)
         if missing:
             log.warning(f"{len(missing)} images have no mask and are left out: {few(missing)}")

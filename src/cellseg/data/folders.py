@@ -93,8 +93,12 @@ class ZipTree(Tree):
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def open_tree(root: Path) -> Tree:
+def open_tree(root: Path, flag: str = "--data.root") -> Tree:
     """The files of a data root: a folder, a zip, or a folder that holds just the zip.
+
+    Args:
+        root: The folder or zip.
+        flag: What named it.
 
     Raises:
         InputError: There is no such folder or archive.
@@ -102,7 +106,7 @@ def open_tree(root: Path) -> Tree:
     if root.is_file() and zipfile.is_zipfile(root):
         return ZipTree(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder or zip archive to find annotated images in")
+        raise InputError(f"{flag} {root}: no such folder or zip archive")
     tree = Tree(root)
     archives = [name for name in tree.names if name.lower().endswith(".zip")]
     if len(archives) == 1 and not any(is_image(name) for name in tree.names):
