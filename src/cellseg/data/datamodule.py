@@ -438,8 +438,8 @@ class NucleiDataModule(pl.LightningDataModule):
             split = trained_split(digests, self.trained_split, stage) or make_split(ids, *recipe)
             if stage == "fit" and split.left_out and not resumes:
                 split = extended(split, self.split_seed)
-        few_sides = not (split.sides["train"] and split.sides["val"])
-        if stage == "fit" and few_sides and not (asked or resumes):  # some images of a known set
+        one_sided = not (split.sides["train"] and split.sides["val"])
+        if stage == "fit" and one_sided and not (asked or resumes):  # some images of a known set
             split = make_split(ids, "random", seed=self.split_seed)
         if self.trained_split is not None:
             trained = self.trained_split.get("train", {})
