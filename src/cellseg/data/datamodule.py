@@ -94,7 +94,8 @@ class NucleiDataModule(pl.LightningDataModule):
             `random` otherwise; `stardist` is that of StarDist's paper; or a CSV with the
             columns `image_id` and `split`.
         groups: Images that must stay on one side: a CSV with the columns `image_id` and
-            `group`, or a regular expression on the id. By default each image is its own group.
+            `group`, or a regular expression on the id. By default each image is its own group,
+            and those of the Data Science Bowl have their fields of view.
         folds: Number of folds for cross-validation; 0 divides 80/10/10.
         fold: The fold to test on; the next one is for validation.
         split_seed: Seed of a random split, where one is made.

@@ -62,7 +62,8 @@ def make_split(
             otherwise; `stardist` is the split of StarDist's paper; else a CSV with the columns
             `image_id` and `split`.
         groups: What must stay on one side: a CSV with the columns `image_id` and `group`, or
-            a regular expression on the id (its first group, or the whole match).
+            a regular expression on the id (its first group, or the whole match); by default
+            the fields of DSB2018, and other images each for itself.
         folds: k-fold instead of 80/10/10: fold `fold` is the test side, the next one the
             validation side.
         fold: Which fold, from 0.
