@@ -214,6 +214,39 @@ def test_fault_3_foreign_litter_and_own_outputs(predict: Predict, tmp_path: Path
     assert list(summary(predict(source, out="elsewhere")[1])) == ["a.png"]
 
 
+def test_fault_3_what_is_named_as_a_result_of_an_image_beside_it_is_none(
+    predict: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    names = ("a.png", "b_labels.tif", "c.tif", "c_overlay.png", "c_OVERLAY.png")
+    for name in names:
+        save(source / name)
+    assert predict(source, out="in")[0] == 0
+    assert "beside them: c_overlay.png\n" in capfd.readouterr().err
+    mine = np.eye(64, dtype=np.uint16)
+    tifffile.imwrite(source / "a_labels.tif", mine)  # corrected, so without our tag
+    code, out = predict(source, "--output.overwrite", "true", out="in")
+    assert code == 0
+    assert "beside them: a_labels.tif\n" in capfd.readouterr().err
+    assert set(summary(out)) == {"a.png", "b_labels.tif", "c.tif", "c_OVERLAY.png"}
+    np.testing.assert_array_equal(tifffile.imread(source / "a_labels.tif.edited"), mine)
+    kept = source / "c_overlay.png.edited"
+    np.testing.assert_array_equal(Image.open(kept), Image.open(source / "c_OVERLAY.png"))
+
+
+def test_names_at_the_limit_of_the_file_system(predict: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    long, longer = "a" * 243, "b" * 244
+    for name in (long, longer, "c"):
+        save(source / f"{name}.png")
+    code, out = predict(source)
+    assert code == 1
+    rows = summary(out)
+    assert [row["status"] for row in rows.values()] == ["ok", "error", "ok"]
+    assert f"{longer}_overlay.png: too long" in rows[f"{longer}.png"]["message"]
+    assert (out / f"{long}_overlay.png").is_file()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 33), (100, 160)])
 def test_fault_11_odd_sizes(shape: tuple[int, int], predict: Predict, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()

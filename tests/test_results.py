@@ -210,6 +210,51 @@ def test_what_a_person_corrected_is_set_aside(
     assert len(list(out.glob("a_labels.tif*"))) == 3
 
 
+def test_no_file_of_a_person_is_overwritten(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    every = ("--output.formats", "all")
+    assert predict(*every) == 0
+    names = [path.name for path in out.iterdir() if path.is_file()]
+    assert len(names) == 12
+    ours = {name: (out / name).read_bytes() for name in names}
+    # Without the journal, what has no tag of ours and another content may be anybody's.
+    shutil.rmtree(out / ".cellseg")
+    assert predict(*every) == 0
+    timed = {"summary.csv.edited", "report.html.edited", "run.json.edited"}
+    assert {path.name for path in out.glob("*.edited")} == timed
+    for path in out.glob("*.edited"):
+        path.unlink()
+
+    # Changed by a person, also where neither size nor tag tell of it.
+    for name in names:
+        (out / name).write_bytes(ours[name][:-1] + b"x")
+    mine = json.loads(ours["a.geojson"].decode())
+    mine["features"] = mine["features"][:1]
+    (out / "a.geojson").write_text(json.dumps(mine))
+    # The others are damaged by that, which is no correction.
+    readable = {"a.geojson", "objects.csv", "objects.parquet", "report.html", "rle.csv"}
+    assert predict(*every, "--output.overwrite", "true") == 0
+    kept = {path.name.removesuffix(".edited") for path in out.glob("*.edited")}
+    assert readable <= kept
+    assert json.loads((out / "a.geojson.edited").read_text()) == mine
+    assert (out / "objects.csv.edited").read_bytes() == ours["objects.csv"][:-1] + b"x"
+    assert (out / "objects.csv").read_bytes() == ours["objects.csv"]
+
+
+def test_tables_of_earlier_formats_do_not_stay_beside_newer_ones(
+    predict: Run, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    assert predict("--output.formats", "all") == 0
+    with (out / "rle.csv").open("a") as lines:
+        lines.write("mine,1 2\n")
+    assert predict("--output.formats", "labels") == 0
+    left = {path.name for path in out.iterdir() if path.is_file()}
+    assert left == {"a_labels.tif", "summary.csv", "run.json", "rle.csv"}
+
+
 def test_results_of_another_image_are_not_replaced_without_a_word(
     predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -429,7 +474,7 @@ def test_a_file_that_was_damaged_since_leaves_no_earlier_results(
 
 
 def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) -> None:
-    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}}
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "digests": {}}
     first, second = Journal(tmp_path, "1"), Journal(tmp_path, "0")
     first.add_failure("a", {"message": "damaged"})
     first.add("b", {**facts, "settings": "old"})
@@ -447,7 +492,7 @@ def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) ->
 
 def test_a_table_is_put_together_of_the_parts_of_its_images(tmp_path: Path) -> None:
     facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
-    facts |= {"rows": [ROW]}
+    facts |= {"rows": [ROW], "digests": {}}
     parts = {
         "a": ["file,plane,label,mean_1\na,,1,0.5\n", "file,plane,label,mean_1\na,,2,0.25\n"],
         "b": ["file,plane,label,mean_ü\nb,,1,7\n"],
@@ -473,7 +518,7 @@ def test_what_is_kept_for_the_tables_does_not_slow_a_rerun_down(tmp_path: Path) 
     assert [journal.text(place) for place in places] == texts
     journal.close()
     facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": "", "stem": ""}
-    journal.add("a", {**facts, "objects": places})
+    journal.add("a", {**facts, "digests": {}, "objects": places})
     assert journal.path.stat().st_size < 1000
 
 
@@ -539,14 +584,14 @@ def test_drafts_of_killed_processes_are_swept_when_all_is_done(
 ) -> None:
     save(tmp_path / "in" / "a.png")
     (tmp_path / "out" / "deep").mkdir(parents=True)
-    for name, age in (("old", 9), ("new", -999)):
-        path = tmp_path / "out" / "deep" / f".draft-0123abcd-{name}_labels.tif"
+    for name, age in ((0, 9), (1, -999)):
+        path = tmp_path / "out" / "deep" / f".draft-0123abc{name}.tif"
         path.write_text("half")
         os.utime(path, (time.time() - age,) * 2)
     (tmp_path / "out" / ".draft-mine").write_text("foreign")
     assert predict() == 0
     drafts = {path.name for path in (tmp_path / "out").rglob(".draft-*")}
-    assert drafts == {".draft-0123abcd-new_labels.tif", ".draft-mine"}
+    assert drafts == {".draft-0123abc1.tif", ".draft-mine"}
 
 
 def test_overwrite_starts_over(predict: Run, tmp_path: Path) -> None:
@@ -565,10 +610,12 @@ def test_fault_17_a_journal_that_was_cut_off_loses_only_its_last_line(
     assert predict() == 0
     clean = content(tmp_path / "out")
     path = tmp_path / "out" / ".cellseg" / "journal-0.jsonl"
-    path.write_bytes(path.read_bytes()[:-100])
+    written = path.read_bytes()
+    path.write_bytes(written[: written.index(b'"file": "2.png"') + 100])
     assert sorted(Journal(tmp_path / "out").entries) == ["0.png", "1.png"]
     assert predict() == 0
-    assert content(tmp_path / "out") == clean
+    again = content(tmp_path / "out")  # of tables with times in them it keeps what was there
+    assert {name: again[name] for name in clean} == clean
     assert sorted(Journal(tmp_path / "out").entries) == ["0.png", "1.png", "2.png"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import stat
 from collections import Counter
@@ -10,9 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
 
 from cellseg.data.images import SOFTWARE, SUFFIXES, is_image
-from cellseg.errors import InputError
+from cellseg.errors import InputError, few
+
+log = logging.getLogger(__name__)
+
+# How the names of results end that are images themselves.
+RESULTS = ("_labels.tif", "_overlay.png", "_probs.tif")
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,7 @@ def files_to_predict(
             folders = {name.rpartition("/")[0] for name in names}
             outside = {f for f in folders if not _is_below(source / f, output)}
             names = [name for name in names if name.rpartition("/")[0] in outside]
+        names = _without_results(source, names)
     elif source.is_file():
         base, names = _listed(source)
     else:
@@ -109,7 +118,7 @@ def files_to_predict(
         for name in names
         if (not include or _matches(name, include)) and not _matches(name, exclude)
     )
-    names = [n for n in names if not (is_named_as_output(n) and is_own_output(base / n))]
+    names = [n for n in names if not (n.endswith(RESULTS) and is_own_output(base / n))]
     if not names:
         raise InputError(
             f"--data.predict_dir {source}: no image found; looked for {', '.join(SUFFIXES)}"
@@ -117,6 +126,24 @@ def files_to_predict(
             + (f", excluding {', '.join(exclude)}" if exclude else "")
         )
     return base, {name: stems[name] for name in names}
+
+
+def _without_results(base: Path, names: Sequence[str]) -> list[str]:
+    """Images of a folder without those that are named as results of another one beside them.
+
+    Corrected labels have lost the tag that tells of their origin.
+    """
+    known = {stem for name in names for stem in (name, os.path.splitext(name)[0])}
+    results = {
+        name
+        for name in names
+        for ending in RESULTS
+        if name.endswith(ending) and name.removesuffix(ending) in known
+    }
+    foreign = [name for name in sorted(results) if not is_own_output(base / name)]
+    if foreign:
+        log.info("Left out as results of images beside them: %s", few(foreign))
+    return [name for name in names if name not in results]
 
 
 def output_stems(names: Sequence[str]) -> list[str]:
@@ -184,22 +211,30 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def is_named_as_output(name: str) -> bool:
-    """Whether a file has the name of a label image, overlay or probabilities."""
-    return os.path.splitext(name)[0].endswith(("_labels", "_overlay", "_probs"))
-
-
 def is_own_output(path: Path) -> bool:
     """Whether a file was written by `predict`, by its software tag."""
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            import tifffile
+        return _software(path).startswith(SOFTWARE)
+    except Exception:  # damaged, so not ours: it gets its error row as any other file
+        return False
 
-            with tifffile.TiffFile(path) as tiff:
-                return tiff.pages.first.software.startswith(SOFTWARE)
+
+def _software(path: Path) -> str:
+    """The program that has written a file, where that says so."""
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        import tifffile
+
+        with tifffile.TiffFile(path) as tiff:
+            return str(tiff.pages.first.software)
+    if suffix == ".png":
         from PIL import Image
 
         with Image.open(path) as picture:
-            return str(picture.info.get("Software", "")).startswith(SOFTWARE)
-    except Exception:  # damaged, so not ours: it gets its error row as any other file
-        return False
+            return str(picture.info.get("Software", ""))
+    if suffix == ".zip":
+        with ZipFile(path) as archive:
+            return archive.comment.decode()
+    if suffix in (".json", ".geojson"):
+        return str(json.loads(path.read_bytes()).get("software", ""))
+    return ""

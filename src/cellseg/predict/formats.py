@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 import json
 import logging
 import os
 import re
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 
 from cellseg import __version__
 from cellseg.adapt import to_grid
-from cellseg.errors import OutputError
+from cellseg.data.listing import digest_of, is_own_output
+from cellseg.errors import InputError, OutputError
 
 log = logging.getLogger(__name__)
 
 SOFTWARE = f"cellseg {__version__}"
-DRAFT = re.compile(r"\.draft-[0-9a-f]{8}-")
+DRAFT = re.compile(r"\.draft-[0-9a-f]{8}\.")
 # Of a PNG, before which nothing else may come: its signature and the chunk IHDR.
 PNG_HEADER = 8 + 25
 # Seen on black, on white, and on the pink and purple of stained tissue.
@@ -45,10 +47,11 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
             write `<name>_2` instead and say so.
 
     Raises:
+        InputError: The name is too long for the file system.
         OutputError: The folder or the file cannot be written.
     """
     # Unique also among machines that share a folder, whose process numbers may be equal.
-    name = path.with_name(f".draft-{token_hex(4)}-{path.name}")
+    name = path.with_name(f".draft-{token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield name
@@ -61,10 +64,31 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
             os.replace(name, second)
             log.warning("%s is open in another program; written as %s", path, second.name)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of this file alone
+            raise InputError(f"{path.name}: too long for the name of a file; shorten it") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         with suppress(OSError):
             name.unlink(missing_ok=True)
+
+
+def make_way(path: Path, digests: Collection[str]) -> None:
+    """Rename what another result is about to replace, unless it is as it was written here.
+
+    Args:
+        path: Where the result goes.
+        digests: Of what was written there; none where that is not known and its tag has to tell.
+    """
+    if not os.path.isfile(path):
+        return
+    ours = digest_of(path) in digests if digests else is_own_output(path)
+    if ours or not is_whole(path):
+        return
+    # No image by its name, so nobody's input.
+    names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
+    aside = next(free for free in names if not free.exists())
+    path.rename(aside)
+    log.warning("%s is not as it was written here: kept as %s", path, aside.name)
 
 
 def sweep(folder: Path, before: float) -> None:
@@ -268,7 +292,7 @@ def thumbnail(picture: NDArray[np.uint8], side: int = 256) -> bytes:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a result can be read to its end; all but JSON have checksums."""
+    """Whether a result of an image can be read to its end; all but JSON have checksums."""
     try:
         if path.suffix == ".tif":
             import tifffile
@@ -287,7 +311,7 @@ def is_whole(path: Path) -> bool:
         elif path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 return archive.testzip() is None
-        else:
+        elif path.suffix in (".json", ".geojson"):
             json.loads(path.read_bytes())
     except Exception:  # each format has its own errors for damage
         return False
@@ -301,17 +325,6 @@ def _colours() -> NDArray[np.uint8]:
     table = (255 * np.array(waves)).astype(np.uint8)
     table[:, 0] = 0
     return table
-
-
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Rows as CSV; a column that a row lacks stays empty."""
-    with (
-        draft(path, second_name=True) as name,
-        name.open("w", newline="", encoding="utf-8") as lines,
-    ):
-        table = csv.DictWriter(lines, columns, restval="")
-        table.writeheader()
-        table.writerows(rows)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -63,6 +63,7 @@ class Journal:
     Attributes:
         entries: By the name of the file.
         failures: File to its row of the summary, where it could not be done.
+        tables: Name to digests of what there is one of in a run, as it was written each time.
     """
 
     def __init__(self, dir: Path, writer: str = "0") -> None:
@@ -70,6 +71,7 @@ class Journal:
         self.path = dir / FOLDER / f"journal-{writer}.jsonl"
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, set[str]] = {}
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
@@ -146,11 +148,27 @@ class Journal:
         """The first line of what was kept at a place."""
         return self._seek(place).readline().decode().rstrip("\n")
 
+    def digests(self, file: str) -> dict[str, str]:
+        """Of the results of a file as they were written, by their names."""
+        with self._lock:
+            return self._digests(file)
+
+    def _digests(self, file: str) -> dict[str, str]:
+        return dict(self.read(file)["digests"]) if file in self.entries else {}
+
+    def add_table(self, name: str, draft: Path) -> None:
+        """Tell of a file of the whole run before it is in place, where another shard finds it."""
+        self._tell({"table": name, "digest": digest_of(draft)})
+
     def add(self, file: str, entry: Mapping[str, Any]) -> None:
-        """Tell that a file is done; `entry` holds the fields of `Entry` and what else there is.
+        """Tell that a file is done.
 
         What an earlier run wrote of it and this one did not is deleted, unless someone has
         changed it.
+
+        Args:
+            file: Its name.
+            entry: The fields of `Entry`, the `digests` of the outputs, and what else there is.
         """
         with self._lock:
             self._replace({"file": file, **entry, "kept": self._kept}, entry["outputs"])
@@ -164,16 +182,29 @@ class Journal:
             self._replace({"failed": file, "row": dict(row)}, ())
 
     def _replace(self, content: Mapping[str, Any], outputs: Collection[str]) -> None:
-        before = self.entries.get(content.get("file") or content["failed"])
-        content = {**content, "time": time.time_ns()}
+        before = self._digests(_name(content))
         if self._heading:
             self._append(self._heading)
             self._heading = {}
+        self._tell(content)
+        for name in before.keys() - set(outputs):
+            self._remove(name, {before[name]})
+
+    def _tell(self, content: Mapping[str, Any]) -> None:
+        # Of machines that share a folder, one may be ahead in time.
+        now = max(time.time_ns(), self._times.get(_name(content), 0) + 1)
+        content = {**content, "time": now}
         self._take(content, self._append(content))
-        for name, size in (before.outputs if before else {}).items():
-            path = self.dir / name
-            if name not in outputs and path.is_file() and path.stat().st_size == size:
-                path.unlink()
+
+    def remove_tables(self, names: Collection[str]) -> None:
+        """Delete files of the whole run, unless someone has changed them."""
+        for name in names:
+            self._remove(name, self.tables[name])
+
+    def _remove(self, name: str, digests: Collection[str]) -> None:
+        path = self.dir / name
+        if path.is_file() and digest_of(path) in digests:
+            path.unlink()
 
     def read(self, file: str) -> dict[str, Any]:
         """The whole entry of a file."""
@@ -209,10 +240,13 @@ class Journal:
         if "values" in content:
             self._values[content["settings"]] = content["values"]
             return
-        file = content.get("file") or content["failed"]
+        file = _name(content)
+        if "table" in content:
+            self.tables.setdefault(file, set()).add(content["digest"])
+            return
         if content["time"] < self._times.get(file, 0):
             return
-        if "failed" not in content and "stem" not in content:  # of an earlier layout
+        if "file" in content and "digests" not in content:  # of an earlier layout
             return
         self._times[file] = content["time"]
         self.entries.pop(file, None)
@@ -253,6 +287,11 @@ class Journal:
             self._open[name] = (self.dir / FOLDER / name).open("rb")
         self._open[name].seek(offset)
         return self._open[name]
+
+
+def _name(content: Mapping[str, Any]) -> str:
+    """Which file a line of a journal tells of."""
+    return str(content.get("file") or content.get("failed") or content["table"])
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

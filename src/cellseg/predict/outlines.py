@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.formats import draft, write_text
+from cellseg.predict.formats import SOFTWARE, draft, write_text
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi
@@ -73,6 +74,8 @@ def write_rois(path: Path, labels: Array, planes: Sequence[int] = ()) -> None:
     ]
     with draft(path) as name:
         roiwrite(name, rois, mode="w")
+        with ZipFile(name, "a") as archive:
+            archive.comment = SOFTWARE.encode()
 
 
 def write_geojson(
@@ -123,7 +126,7 @@ def write_geojson(
                     },
                 }
             )
-    _write_compact_json(path, {"type": "FeatureCollection", "features": features})
+    _write_json(path, {"type": "FeatureCollection", "features": features})
 
 
 def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[dict[str, str]]:
@@ -193,9 +196,7 @@ def write_coco(path: Path, file_name: str, labels: Array, planes: Sequence[int] 
                 }
             )
     categories = [{"id": 1, "name": "nucleus"}]
-    _write_compact_json(
-        path, {"images": images, "categories": categories, "annotations": annotations}
-    )
+    _write_json(path, {"images": images, "categories": categories, "annotations": annotations})
 
 
 def _planes(labels: Array, planes: Sequence[int]) -> list[tuple[int, Array]]:
@@ -247,6 +248,7 @@ def _roi(outline: Polygon | MultiPolygon, name: str, position: int) -> ImagejRoi
     return roi
 
 
-def _write_compact_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    tagged = {**content, "software": SOFTWARE}
     # Indented, every coordinate would take a line.
-    write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+    write_text(path, json.dumps(tagged, separators=(",", ":")) + "\n")

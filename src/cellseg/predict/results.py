@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.predict.formats import (
+    make_way,
     overlay,
     thumbnail,
     write_labels,
@@ -89,25 +90,36 @@ class Outputs:
         dir: The results folder.
         stem: What its files are called.
         keep: Puts aside what the tables of the run need, and gives its place.
+        digests: Of what was written before, by the names of the files.
 
     Attributes:
         written: Names of the files, relative to the folder.
     """
 
-    def __init__(self, dir: Path, stem: str, keep: Callable[[str], Any]) -> None:
+    def __init__(
+        self, dir: Path, stem: str, keep: Callable[[str], Any], digests: Mapping[str, str]
+    ) -> None:
         self.dir = dir
         self.stem = stem
         self.keep = keep
+        self.digests = digests
         self.written: list[str] = []
 
     def path(self, ending: str) -> Path:
-        """Where the file goes whose name ends in this."""
-        self.written.append(self.stem + ending)
-        return self.dir / self.written[-1]
+        """Where the file goes whose name ends in this; what a person made of it is set aside."""
+        name = self.stem + ending
+        self.written.append(name)
+        make_way(self.dir / name, {self.digests[name]} if name in self.digests else ())
+        return self.dir / name
 
 
 def write_results(
-    about: About, result: Result, dir: Path, formats: Collection[str], expand: float
+    about: About,
+    result: Result,
+    dir: Path,
+    formats: Collection[str],
+    expand: float,
+    digests: Mapping[str, str],
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the files of one image.
 
@@ -117,6 +129,7 @@ def write_results(
         dir: The results folder.
         formats: Which of `FORMATS`.
         expand: Width of the ring that is measured around each nucleus.
+        digests: See `Outputs`.
 
     Returns:
         What the tables of the run need: `rows` of the summary; `diameters`, how many nuclei there
@@ -124,7 +137,8 @@ def write_results(
         parts of `objects` as CSV, each with a header, those of `rle` without, and the `thumbnail`
         in base 64. And the names of the files, relative to the folder.
     """
-    outputs = Outputs(dir, about.stem, str)  # texts as they are: this may be another process
+    # Texts as they are: this may be another process.
+    outputs = Outputs(dir, about.stem, str, digests)
 
     def shaped(planes: Array) -> Array:  # as the file has them
         return planes.reshape(*about.shape, *planes.shape[1:])

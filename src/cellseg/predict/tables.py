@@ -5,18 +5,21 @@ from __future__ import annotations
 import base64
 import csv
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.formats import draft, write_csv
+from cellseg.predict.formats import draft, make_way, write_json
 from cellseg.predict.journal import Journal, Place
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +53,27 @@ def write_tables(
         since a nucleus is in many planes.
     """
     found = _Found(report="report" in formats)
+    written = set()
+
+    def put(name: str, write: Callable[[Path], T]) -> T:
+        path = journal.dir / name
+        with draft(path, second_name=True) as unfinished:
+            result = write(unfinished)
+            journal.add_table(name, unfinished)
+            journal.reload()
+            with suppress(PermissionError):  # it is open in another program
+                make_way(path, journal.tables[name])
+        written.add(name)
+        return result
+
     with closing(journal):
-        write_csv(journal.dir / "summary.csv", _summary(journal, files, found), SUMMARY)
+        put("summary.csv", lambda path: _write_csv(path, _summary(journal, files, found), SUMMARY))
         totals = {"images": found.images, "errors": found.errors}
         totals |= {"planes": found.planes} if found.stacks else {"nuclei": found.nuclei}
         columns = _columns(journal, found.objects)
+        objects = partial(_objects, journal, found.objects, columns)
         if "table" in formats:
-            count = _write_objects(
-                journal.dir / "objects.csv", columns, _objects(journal, found.objects, columns)
-            )
+            count = put("objects.csv", lambda path: _write_objects(path, columns, objects()))
             if count >= SPREADSHEET:
                 log.warning(
                     "objects.csv has %s rows, more than a spreadsheet shows (%s); "
@@ -66,18 +81,22 @@ def write_tables(
                     f"{count:,}", f"{SPREADSHEET:,}",
                 )  # fmt: skip
         if "parquet" in formats:
-            _write_parquet(
-                journal.dir / "objects.parquet", columns, _objects(journal, found.objects, columns)
-            )
+            put("objects.parquet", lambda path: _write_parquet(path, columns, objects()))
         if "rle" in formats:
             from cellseg.predict.outlines import RLE_COLUMNS
 
-            _write_objects(journal.dir / "rle.csv", RLE_COLUMNS, map(journal.text, found.rle))
-    if "report" in formats:
-        from cellseg.predict.page import write_page
+            rle = map(journal.text, found.rle)
+            put("rle.csv", lambda path: _write_objects(path, RLE_COLUMNS, rle))
+        if "report" in formats:
+            from cellseg.predict.page import write_page
 
-        page = journal.dir / "report.html"
-        write_page(page, {**run, **totals}, found.rows, found.diameters, SHOWN)
+            about = {**run, **totals}
+            put(
+                "report.html",
+                lambda path: write_page(path, about, found.rows, found.diameters, SHOWN),
+            )
+        put("run.json", lambda path: write_json(path, {**run, **totals}))
+        journal.remove_tables(journal.tables.keys() - written)
     return totals
 
 
@@ -160,13 +179,18 @@ def _objects(journal: Journal, parts: Iterable[Place], columns: Sequence[str]) -
         yield lines.getvalue()
 
 
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as CSV; a column that a row lacks stays empty."""
+    with path.open("w", newline="", encoding="utf-8") as lines:
+        table = csv.DictWriter(lines, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+
+
 def _write_objects(path: Path, columns: Sequence[str], texts: Iterable[str]) -> int:
     """Write rows of CSV below a header; gives their number."""
     count = 0
-    with (
-        draft(path, second_name=True) as name,
-        name.open("w", newline="", encoding="utf-8") as lines,
-    ):
+    with path.open("w", newline="", encoding="utf-8") as lines:
         lines.write(",".join(columns) + "\n")
         for text in texts:
             lines.write(text)
@@ -182,7 +206,7 @@ def _write_parquet(path: Path, columns: Sequence[str], texts: Iterable[str]) -> 
     types["file"] = string()
     reading = arrow.ReadOptions(column_names=list(columns))
     converting = arrow.ConvertOptions(column_types=types)
-    with draft(path) as name, parquet.ParquetWriter(name, schema(list(types.items()))) as writer:
+    with parquet.ParquetWriter(path, schema(list(types.items()))) as writer:
         for chunk in _chunks(texts, CHUNK):
             writer.write_table(
                 arrow.read_csv(

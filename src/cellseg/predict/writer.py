@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import compress, count
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cellseg.cores import cores
-from cellseg.data.listing import Shard, is_own_output, readable
+from cellseg.data.listing import Shard, digest_of, readable
 from cellseg.errors import InputError, OutputError, few
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
-from cellseg.predict.formats import is_whole, sweep, write_json
+from cellseg.predict.formats import is_whole, sweep
 from cellseg.predict.journal import Journal
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult
@@ -202,7 +202,6 @@ class PredictionWriter(BasePredictionWriter):
             sweep(self.dir, self._began)
         run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
         totals = write_tables(self.journal, told, self.formats, run)
-        write_json(self.dir / "run.json", {**run, **totals})
         page = "report.html" if "report" in self.formats else "summary.csv"
         said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
         log.info("%s; see %s", said, self.dir / page)
@@ -242,7 +241,7 @@ class PredictionWriter(BasePredictionWriter):
         if batch["error"]:
             return self._fail(file, batch["error"])
         prediction = find()
-        self._set_aside_corrections(file, batch["stem"])
+        digests = self.journal.digests(file)
         about = About(
             file=file,
             stem=batch["stem"],
@@ -255,7 +254,7 @@ class PredictionWriter(BasePredictionWriter):
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
         if "large" in batch:
-            outputs = Outputs(self.dir, about.stem, self.journal.keep)
+            outputs = Outputs(self.dir, about.stem, self.journal.keep, digests)
             large = LargeResult(about, batch["large"], prediction["maps"], decoding, self._tick)
             kept, written = large.write(outputs, self.formats, self.expand), outputs.written
         else:
@@ -266,7 +265,7 @@ class PredictionWriter(BasePredictionWriter):
                 pixels=batch["pixels"].tensor.numpy(),
             )
             kept, written = self._lanes.aside(
-                write_results, about, result, self.dir, self.formats, self.expand
+                write_results, about, result, self.dir, self.formats, self.expand, digests
             )
             for name in ("objects", "rle"):
                 kept |= {name: [*map(self.journal.keep, kept[name])]} if name in kept else {}
@@ -278,27 +277,8 @@ class PredictionWriter(BasePredictionWriter):
         sizes = {name: (self.dir / name).stat().st_size for name in written}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
         facts |= {"stem": about.stem, "settings": self._key, "outputs": sizes}
+        facts |= {"digests": {name: digest_of(self.dir / name) for name in written}}
         self.journal.add(file, {**facts, **kept})
-
-    def _set_aside_corrections(self, file: str, stem: str) -> None:
-        """Rename what a person made of the nuclei of an image, which is not to be overwritten."""
-        assert self.dir is not None and self.journal is not None
-        entry = self.journal.entries.get(file)
-        written = entry.outputs if entry else {}
-        for ending in ("_labels.tif", "_rois.zip", ".geojson"):
-            name = stem + ending
-            path = self.dir / name
-            # Labels have our tag; of the others, those that were finished are known by their size.
-            if not path.exists() or not (name in written or ending == "_labels.tif"):
-                continue
-            if path.stat().st_size == written.get(name) or is_own_output(path):
-                continue
-            if is_whole(path):
-                # No image by its name, so nobody's input.
-                names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
-                aside = next(free for free in names if not free.exists())
-                path.rename(aside)
-                log.warning("%s was not written by this program: kept as %s", name, aside.name)
 
 
 def _adapted(prediction: Mapping[str, Any]) -> str:
