@@ -478,6 +478,17 @@ def test_several_series_are_refused() -> None:
         read_image(file.getvalue(), "plate/well.tif")
 
 
+def test_fault_07_pages_that_were_added_one_by_one_are_a_stack() -> None:
+    pages = np.stack([GREY, GREY[::-1], 255 - GREY])
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            writer.write(page, photometric="minisblack")
+    recording = read_recording(file.getvalue(), "a.tif")
+    np.testing.assert_array_equal(recording.pixels[..., 0], pages)
+    assert (recording.plane_shape, recording.planes) == ((3,), (0, 1, 2))
+
+
 @pytest.mark.parametrize("file_format", ["OME", "plain"])
 def test_smaller_copies_of_an_image_are_left_aside(file_format: str) -> None:
     file = io.BytesIO()

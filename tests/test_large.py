@@ -120,6 +120,19 @@ def test_fault_12_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: 
     windows.close()
 
 
+@pytest.mark.usefixtures("small")
+def test_fault_7_pages_that_were_added_one_by_one_are_read_by_windows(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for plane in STACK:
+            writer.write(plane, photometric="minisblack")
+    windows = read_recording(tmp_path / "a.tif", by_windows=True).pixels
+    assert isinstance(windows, Windows)
+    for place, plane in enumerate(STACK):
+        at = (slice(0, 70), slice(30, 101))
+        np.testing.assert_array_equal(windows[place, *at][..., 0], plane[at])
+    windows.close()
+
+
 @pytest.mark.parametrize("kind", TIFFS)
 @pytest.mark.usefixtures("small")
 def test_fault_12_a_large_image_is_normalised_as_the_whole(kind: str, tmp_path: Path) -> None:

@@ -178,6 +178,37 @@ def test_one_plane_keeps_its_number_in_every_format(predict: Run, tmp_path: Path
     assert [i["id"] for i in json.loads((out / "s_coco.json").read_text())["images"]] == [2]
 
 
+@pytest.mark.parametrize(
+    ("axes", "shape", "plane", "expected"),
+    [
+        ("TYX", (3,), "all", [(0, 0), (0, 1), (0, 2)]),
+        ("ZYX", (3,), "all", [(0, 0), (1, 0), (2, 0)]),
+        ("ZCYX", (2, 2), "all", [(0, 0), (1, 0)]),
+        ("TZYX", (2, 2), "all", [(0, 0), (1, 0), (0, 1), (1, 1)]),
+        ("TZYX", (2, 2), "1", [(1, 0)]),
+    ],
+)
+def test_outlines_lie_where_their_plane_does(
+    axes: str, shape: tuple[int, ...], plane: str, expected: list[tuple[int, int]],
+    predict: Run, tmp_path: Path,
+) -> None:  # fmt: skip
+    image = generate(3, size=64)[0][..., 0]
+    (tmp_path / "in").mkdir()
+    pixels = np.broadcast_to(image, (*shape, 64, 64))
+    tifffile.imwrite(tmp_path / "in" / "s.tif", pixels, imagej=True, metadata={"axes": axes})
+    assert predict("--output.formats", "rois,geojson", "--data.plane", plane) == 0
+    out = tmp_path / "out"
+    features = json.loads((out / "s.geojson").read_text())["features"]
+    planes = [feature["geometry"]["plane"] for feature in features]
+    assert list(dict.fromkeys((p["z"], p["t"]) for p in planes)) == expected
+    rois = roifile.roiread(out / "s_rois.zip")
+    found = dict.fromkeys((roi.position, roi.z_position, roi.t_position) for roi in rois)
+    if len(shape) == 1 and "C" not in axes:  # no hyperstack: slices have one number
+        assert list(found) == [(place + 1, 0, 0) for place in range(len(expected))]
+    else:
+        assert list(found) == [(0, z + 1, t + 1) for z, t in expected]
+
+
 def test_what_a_person_corrected_is_set_aside(
     predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,6 +208,8 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(f"--data.diameter {diameter:g}: must be positive, auto or none")
         if pixel_size is not None and not pixel_size > 0:
             raise InputError(f"--data.pixel_size {pixel_size:g}: must be positive")
+        if plane not in ("all", "max") and not plane.isdecimal():
+            raise InputError(f"--data.plane {plane}: must be a number from 0, max or all")
         self.channel = channel
         self.reading = Reading(self.percentiles, channel, plane, pixel_size, invert, diameter)
         self.include = include or []

@@ -58,10 +58,10 @@ class FileDataset(Dataset[dict[str, Any]]):
 
     Items: `file` (relative name), `stem` (of its results), `repeat` (see `samplers.Share`),
     `note`, `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32 and
-    `pixels` (P, H, W, C) as recorded, `Held`, or a `LargeImage` as `large`; `channels`, `planes`
-    (the name of each, empty for a file of one plane), `axes` and `shape` of the planes,
-    `pixel_size` (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and
-    `sha256`.
+    `pixels` (P, H, W, C) as recorded, `Held`, or a `LargeImage` as `large`; `channels`, whether
+    they are a `colour` picture, `planes` (the name of each, empty for a file of one plane), `axes`
+    and `shape` of the planes, both of all planes in the file as `stack`, `pixel_size` (um or
+    None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and `sha256`.
 
     Args:
         base: What the names are relative to.
@@ -94,6 +94,7 @@ class FileDataset(Dataset[dict[str, Any]]):
             raise InputError(f"{readable(name)}: its name is not valid Unicode; rename it")
         size, mtime = size_and_time(path)
         recording = read_recording(path, name, by_windows=True)
+        stack = recording.plane_axes, recording.plane_shape
         if math.prod(recording.pixels.shape[:3]) > LARGE:
             large = LargeImage(recording, how.plane, how.channel, how.percentiles)
             content = {"large": large, "note": large.note}
@@ -113,6 +114,8 @@ class FileDataset(Dataset[dict[str, Any]]):
             planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape
         return content | {
             "channels": recording.channels,
+            "colour": recording.colour,
+            "stack": stack,
             "planes": planes,
             "axes": axes,
             "shape": shape,

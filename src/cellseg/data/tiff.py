@@ -50,8 +50,7 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
     """
     import tifffile
 
-    # Each file for itself, although OME-TIFF may name others that go with it.
-    with tifffile.TiffFile(file, _multifile=False) as tiff:
+    with _opened(file) as tiff:
         series = _single_image(tiff, name)
         page = series.keyframe
         check_ratio(name, series.nbytes, file)
@@ -77,10 +76,22 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
         return arrange(name, pixels, axes, colour, names, pixel_size)
 
 
-def _open(path: Path, name: str) -> Opened:
+def _opened(file: File | Path) -> Any:
+    """A TIFF by itself, although OME-TIFF may name others; pages added one by one are a stack."""
     import tifffile
 
-    tiff = tifffile.TiffFile(path, _multifile=False)
+    tiff = tifffile.TiffFile(file, _multifile=False)
+    if tiff.is_shaped and len(tiff.series) > 1 and all(len(s) == 1 for s in tiff.series):
+        # By what tifffile has noted in them, each would be an image of its own.
+        tiff.close()
+        if not isinstance(file, Path):
+            file.seek(0)
+        tiff = tifffile.TiffFile(file, _multifile=False, is_shaped=False)
+    return tiff
+
+
+def _open(path: Path, name: str) -> Opened:
+    tiff = _opened(path)
     series = _single_image(tiff, name)
 
     def convert(window: Array) -> tuple[Array, str, bool]:

@@ -53,7 +53,12 @@ def polygons(labels: Array) -> dict[int, Polygon | MultiPolygon]:
     return outlines
 
 
-def write_rois(path: Path, labels: Array, planes: Sequence[int] = ()) -> None:
+def write_rois(
+    path: Path,
+    labels: Array,
+    planes: Sequence[int] = (),
+    positions: Sequence[tuple[int, int]] = (),
+) -> None:
     """The nuclei as an archive of ImageJ ROIs, for the ROI Manager.
 
     Traced selections, as the wand makes them; composite ones for nuclei with holes or several
@@ -64,14 +69,20 @@ def write_rois(path: Path, labels: Array, planes: Sequence[int] = ()) -> None:
         labels: (H, W); the ROI of label 12 is named `0012`. Or (P, H, W): label 12 in the third
             plane is named `0003-0012` and lies on slice 3.
         planes: Their indices in the file, from 0; by default all.
+        positions: Of each plane of a hyperstack, in z and in time, from 0: ImageJ finds its ROIs
+            by them and not by the number of a slice.
     """
     from roifile import roiwrite
 
-    rois = [
-        _roi(outline, f"{plane:04}-{number:04}" if plane else f"{number:04}", plane)
-        for plane, image in _planes(labels, planes)
-        for number, outline in polygons(image).items()
-    ]
+    rois = []
+    for place, (plane, image) in enumerate(_planes(labels, planes)):
+        for number, outline in polygons(image).items():
+            roi = _roi(outline, f"{plane:04}-{number:04}" if plane else f"{number:04}")
+            if plane and positions:
+                roi.z_position, roi.t_position = (at + 1 for at in positions[place])
+            else:
+                roi.position = plane
+            rois.append(roi)
     with draft(path) as name:
         roiwrite(name, rois, mode="w")
         with ZipFile(name, "a") as archive:
@@ -83,20 +94,23 @@ def write_geojson(
     labels: Array,
     measurements: Mapping[str, Sequence[Any] | Array],
     planes: Sequence[int] = (),
+    positions: Sequence[tuple[int, int]] = (),
 ) -> None:
     """The nuclei as detections for QuPath, as GeoJSON.
 
     Args:
         path: A file ending in `.geojson`.
-        labels: (H, W), or (P, H, W) whose planes become QuPath's z. The label is the name.
+        labels: (H, W), or (P, H, W) of a stack. The label is the name.
         measurements: Name to one number per nucleus, by plane and label; those that are not
             finite are left out, as JSON has none.
         planes: Their indices in the file, from 0; by default all.
+        positions: Of each plane, in z and in time, from 0; by default z is its index.
     """
     import shapely
 
     features: list[dict[str, Any]] = []
-    for plane, image in _planes(labels, planes):
+    for place, (plane, image) in enumerate(_planes(labels, planes)):
+        z, t = positions[place] if positions else (plane - 1, 0)
         for number, outline in polygons(image).items():
             parts = [
                 [
@@ -109,7 +123,7 @@ def write_geojson(
             if len(parts) > 1:
                 geometry = {"type": "MultiPolygon", "coordinates": parts}
             if plane:
-                geometry["plane"] = {"c": -1, "z": plane - 1, "t": 0}  # -1: all channels
+                geometry["plane"] = {"c": -1, "z": z, "t": t}  # -1: all channels
             values = {key: float(column[len(features)]) for key, column in measurements.items()}
             features.append(
                 {
@@ -221,16 +235,14 @@ def _runs(flat: Array) -> dict[int, tuple[Array, Array]]:
     }
 
 
-def _roi(outline: Polygon | MultiPolygon, name: str, position: int) -> ImagejRoi:
+def _roi(outline: Polygon | MultiPolygon, name: str) -> ImagejRoi:
     import shapely
     from roifile import ROI_TYPE, ImagejRoi
 
     rings = shapely.get_rings(shapely.get_parts(outline))
     rings = [shapely.get_coordinates(ring)[:-1] for ring in rings]
     left, top, right, bottom = (int(bound) for bound in outline.bounds)
-    roi = ImagejRoi(
-        name=name, position=position, left=left, top=top, right=right, bottom=bottom
-    )  # fmt: skip
+    roi = ImagejRoi(name=name, left=left, top=top, right=right, bottom=bottom)
     if len(rings) == 1 and max(right, bottom) <= LARGEST_COORDINATE:
         roi.roitype = ROI_TYPE.TRACED
         roi.integer_coordinates = (rings[0] - (left, top)).astype(np.int32)

@@ -44,7 +44,9 @@ class About:
         planes: Index of each plane in the file; empty for a file of one plane.
         axes: What the planes are, such as "TZ", with as many numbers of them in `shape`.
         shape: Of the planes; their product is P.
+        stack: `axes` and `shape` of the file, of which not all planes may be wanted.
         channels: Names of the C channels.
+        colour: Whether they are red, green and blue of one picture.
         pixel_size: In um, or None.
         scale: Factor by which the image was enlarged for the network.
         note: For the summary.
@@ -55,7 +57,9 @@ class About:
     planes: Sequence[int]
     axes: str
     shape: tuple[int, ...]
+    stack: tuple[str, tuple[int, ...]]
     channels: Sequence[str]
+    colour: bool
     pixel_size: float | None
     scale: float
     note: str
@@ -64,6 +68,21 @@ class About:
     def plane_names(self) -> list[str]:
         """What the tables call the planes."""
         return [str(plane) for plane in self.planes] or [""]
+
+    @property
+    def positions(self) -> list[tuple[int, int]]:
+        """Where each of `planes` lies, in z and in time; axes of other names count as z."""
+        axes, shape = self.stack
+        if axes not in ("T", "TZ", "ZT"):
+            return [(plane, 0) for plane in self.planes]
+        numbers = (np.unravel_index(plane, shape) for plane in self.planes)
+        places = [dict(zip(axes, map(int, each), strict=True)) for each in numbers]
+        return [(place.get("Z", 0), place["T"]) for place in places]
+
+    @property
+    def is_hyperstack(self) -> bool:
+        """Whether ImageJ counts the images of the file by more than one number."""
+        return len(self.stack[0]) > 1 or (len(self.channels) > 1 and not self.colour)
 
 
 @dataclass(frozen=True)
@@ -203,9 +222,11 @@ def write_outlines(
 
     if "geojson" in formats:
         numbers = {name: column for name, column in columns.items() if name != "label"}
-        outlines.write_geojson(outputs.path(".geojson"), labels, numbers, about.planes)
+        path = outputs.path(".geojson")
+        outlines.write_geojson(path, labels, numbers, about.planes, about.positions)
     if "rois" in formats:
-        outlines.write_rois(outputs.path("_rois.zip"), labels, about.planes)
+        positions = about.positions if about.is_hyperstack else ()
+        outlines.write_rois(outputs.path("_rois.zip"), labels, about.planes, positions)
     if "coco" in formats:
         outlines.write_coco(outputs.path("_coco.json"), about.file, labels, about.planes)
     if "rle" not in formats:
