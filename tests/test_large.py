@@ -209,7 +209,7 @@ def test_fault_12_results_of_a_large_image_are_those_of_the_whole(
 
     expected = tifffile.imread(whole / "a_labels.tif")
     labels = tifffile.imread(parts / "a_labels.tif")
-    assert labels.dtype == np.uint32
+    assert labels.dtype == np.uint16
     assert labels.shape == expected.shape
     assert labels.max() > 5
     planes = zip(np.atleast_3d(labels.T).T, np.atleast_3d(expected.T).T, strict=True)
@@ -275,6 +275,19 @@ def test_outlines_of_an_image_too_large_for_them_are_left_out_with_a_word(
     (row,) = rows(out / "summary.csv")
     assert "geojson, rle" in row["message"]
     assert len(rows(out / "objects.csv")) == int(row["nuclei"]) > 0
+
+
+@pytest.mark.usefixtures("small")
+def test_labels_too_large_to_be_held_are_the_same_in_32_bits(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64))
+    held = tifffile.imread(predict(tmp_path / "in", "held") / "a_labels.tif")
+    monkeypatch.setattr(large, "LARGEST_NARROWED", 1000)
+    streamed = tifffile.imread(predict(tmp_path / "in", "streamed") / "a_labels.tif")
+    assert (held.dtype, streamed.dtype) == (np.uint16, np.uint32)
+    np.testing.assert_array_equal(held, streamed)
 
 
 @pytest.mark.usefixtures("small")
@@ -347,6 +360,7 @@ def test_fault_11_a_narrow_large_image_keeps_its_shape(
     assert tifffile.imread(out / "a_labels.tif").shape == shape
     with Image.open(out / "a_overlay.png") as overlay:
         assert min(overlay.size) >= 1
+        assert max(overlay.size) <= large.SIDE
 
 
 @pytest.mark.usefixtures("small")

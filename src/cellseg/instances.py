@@ -137,3 +137,8 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
     numbers = np.cumsum(kept) * kept
     numbered: NDArray[Any] = numbers.astype(np.uint16 if kept.sum() <= 65535 else np.uint32)[labels]
     return numbered
+
+
+def narrow(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels of any shape as uint16, which more programs read, where there are not too many."""
+    return labels if labels.max() > 65535 else labels.astype(np.uint16)

@@ -255,16 +255,23 @@ def inner_boundaries(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDArray[np.uint8]:
     """The image (H, W, 3) in [0, 1] with its outlines, made smaller where it exceeds `side` px."""
+    if max(labels.shape) > side:
+        smaller = shrunk(to_bytes(image), side)
+        image = smaller.astype(np.float32) / np.float32(255)
+        labels = to_grid(labels, smaller.shape[:2])  # outlines stay as thin as in the full image
+    return outlined(image, labels)
+
+
+def shrunk(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) made smaller where it exceeds `side` px."""
     from PIL import Image
 
-    ratio = side / max(labels.shape)
-    if ratio < 1:
-        height, width = (max(1, round(size * ratio)) for size in labels.shape)
-        picture = Image.fromarray(to_bytes(image))
-        smaller = picture.resize((width, height), Image.Resampling.BOX)
-        image = np.asarray(smaller, np.float32) / np.float32(255)
-        labels = to_grid(labels, (height, width))  # outlines stay as thin as in the full image
-    return outlined(image, labels)
+    ratio = side / max(picture.shape)
+    if ratio >= 1:
+        return picture
+    height, width = (max(1, round(size * ratio)) for size in picture.shape[:2])
+    smaller = Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(smaller)
 
 
 def write_overlay(path: Path, picture: NDArray[np.uint8]) -> None:

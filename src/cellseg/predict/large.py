@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cellseg.instances import Decoding
-from cellseg.predict.formats import outlined, probs_on_disk, to_bytes, write_label_strips
+from cellseg.instances import Decoding, narrow
+from cellseg.predict.formats import (
+    outlined,
+    probs_on_disk,
+    shrunk,
+    to_bytes,
+    write_label_strips,
+    write_labels,
+)
 from cellseg.predict.measure import measure, touches_border
 from cellseg.predict.results import (
     FORMATS,
@@ -33,6 +40,9 @@ Array = NDArray[Any]
 
 # Pixels of the largest label image that is held whole, as the formats of outlines need it.
 LARGEST_OUTLINED = 2**27
+# And of the largest that is held whole for the 16 bits that ImageJ reads: whether there are no more
+# nuclei than they count is known at the end.
+LARGEST_NARROWED = 2**25
 OUTLINES = {"rois", "geojson", "rle", "coco"}
 
 
@@ -69,38 +79,44 @@ class LargeResult:
         self._rows: list[dict[str, Any]] = []
         self._areas: list[Array] = []  # of each plane
         self._tables: list[Any] = []
-        self._columns: list[dict[str, Array]] = []  # of each tile, where outlines need them
+        self._columns: list[dict[str, Array]] = []  # of each tile, where GeoJSON needs them
         self._picture = np.zeros((1, 1, 3), np.uint8)  # of the plane with the most nuclei
 
     def write(self, outputs: Outputs, formats: Collection[str], expand: float) -> dict[str, Any]:
-        """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED`."""
+        """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED` px."""
         shape = (*self.about.shape, *self.shape[1:])
-        outlines = [name for name in FORMATS if name in OUTLINES and name in formats]
-        outlining = bool(outlines) and math.prod(shape) <= LARGEST_OUTLINED
-        if outlines and not outlining:
-            note = f"{', '.join(outlines)} left out: more than {LARGEST_OUTLINED:,} px"
+        size = math.prod(shape)
+        wanted = set(formats) - (OUTLINES if size > LARGEST_OUTLINED else set())
+        if left_out := [name for name in FORMATS if name in set(formats) - wanted]:
+            note = f"{', '.join(left_out)} left out: more than {LARGEST_OUTLINED:,} px"
             self.about = replace(self.about, note="; ".join(filter(None, [self.about.note, note])))
-        whole = np.zeros(self.shape, np.uint32) if outlining else None
+        facts = self.about.axes, self.about.pixel_size
+        held = OUTLINES & wanted or (size <= LARGEST_NARROWED and "labels" in wanted)
+        whole = np.zeros(self.shape, np.uint32) if held else None
         with ExitStack() as files:
             files.callback(self.image.close)
             probs = None
-            if "probs" in formats:
+            if "probs" in wanted:
                 on_disk = probs_on_disk(outputs.path("_probs.tif"), shape)
                 probs = files.enter_context(on_disk).reshape(self.shape)
-            strips = self._strips(outputs, set(formats), expand, probs, whole)
-            if "labels" in formats:
-                path = outputs.path("_labels.tif")
-                write_label_strips(path, strips, shape, self.about.axes, self.about.pixel_size)
-            for _ in strips:  # all where no labels are written; else what comes after the last
+            strips = self._strips(outputs, wanted, expand, probs, whole)
+            if "labels" in wanted and whole is None:
+                write_label_strips(outputs.path("_labels.tif"), strips, shape, *facts)
+            for _ in strips:  # all of them, or what comes after the last
                 pass
         kept: dict[str, Any] = {"rows": self._rows, "diameters": diameter_counts(self._areas)}
-        kept |= {"objects": self._tables} if {"table", "parquet"} & set(formats) else {}
-        kept |= write_picture(self._picture, outputs, formats)
+        kept |= {"objects": self._tables} if {"table", "parquet"} & wanted else {}
+        kept |= write_picture(shrunk(self._picture, SIDE), outputs, wanted)
         if whole is not None:
-            labels = whole if self.about.planes else whole[0]
-            names = self._columns[0]
-            columns = {n: np.concatenate([tile[n] for tile in self._columns]) for n in names}
-            kept |= write_outlines(self.about, labels, columns, outputs, formats)
+            labels = narrow(whole)
+            if "labels" in wanted:
+                write_labels(outputs.path("_labels.tif"), labels.reshape(shape), *facts)
+            columns: dict[str, Array] = {}
+            if self._columns:
+                names = self._columns[0]
+                columns = {n: np.concatenate([tile[n] for tile in self._columns]) for n in names}
+            flat = labels if self.about.planes else labels[0]
+            kept |= write_outlines(self.about, flat, columns, outputs, wanted)
         return kept
 
     def _strips(
@@ -132,7 +148,7 @@ class LargeResult:
             def take(piece: Piece, plane: int = plane, found: list[Any] = found) -> None:
                 columns = self._measure(plane, piece, expand)
                 found.append((columns["area_px"], columns["area_px"] @ columns["confidence"]))
-                if whole is not None:
+                if "geojson" in formats:
                     self._columns.append(columns)
                 if piece.count and {"table", "parquet"} & formats:
                     names = [self.about.plane_names[plane]] * piece.count

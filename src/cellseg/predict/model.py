@@ -14,6 +14,7 @@ from cellseg.data.dataset import to_input
 from cellseg.data.images import colours_of, three, to_rgb
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import LARGE
+from cellseg.instances import narrow
 from cellseg.predict.tiles import margin_for, stitch, with_halo
 from cellseg.runtime import Name, choose, levels_for
 from cellseg.task import SegmentationTask
@@ -78,4 +79,4 @@ class Model:
         decoding = self.task.decoding.at(scale)
         strips = stitch(shape, maps, decoding, margin_for(scale), lambda piece: None)
         labels = np.concatenate([strip.copy() for strip, _ in strips])
-        return labels if labels.max() > 65535 else labels.astype(np.uint16)
+        return narrow(labels)
