@@ -23,7 +23,7 @@ from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.predict import large, model, tiles
-from cellseg.predict.processes import SIGTERM, Processes
+from cellseg.predict.processes import Processes
 from conftest import cellseg, find_checkpoint
 
 Array = NDArray[Any]
@@ -399,7 +399,7 @@ def test_fault_19_a_large_image_is_left_in_its_middle(
     tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64), compression="zlib")
     tiles_done = iter(range(100))
     with monkeypatch.context() as patch:
-        patch.setattr(Processes, "stopped", lambda self: SIGTERM if next(tiles_done) > 4 else "")
+        patch.setattr(Processes, "stopped", lambda self: "SIGTERM" if next(tiles_done) > 4 else "")
         paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
         flags = ("--data.num_workers", 0, "--output.formats", "labels,probs,table")
         assert cellseg("predict", *paths, *flags) == 143

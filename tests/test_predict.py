@@ -332,8 +332,9 @@ def test_no_half_file_is_left_when_writing_fails(
     assert tree(tmp_path) == {"a_labels.tif"}
 
 
-def test_fault_19_sigterm_ends_predict_after_the_image_at_hand(
-    trained: Path, tmp_path: Path
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_fault_19_predict_is_stopped_after_the_image_at_hand(
+    name: str, code: int, trained: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "in"
     save(source / "0000.png", size=64)
@@ -346,18 +347,56 @@ def test_fault_19_sigterm_ends_predict_after_the_image_at_hand(
             *("--ckpt_path", str(find_checkpoint(trained)), "--output.dir", str(out)),
             *("--data.num_workers", "1", "--trainer.enable_progress_bar", "false"),
         ],
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not list(out.glob("*_labels.tif")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGTERM)  # as schedulers do, the loader's process too
-    assert process.wait(timeout=30) == 143
+    # As schedulers and terminals do, the loader's process too.
+    os.killpg(process.pid, signal.Signals[name])
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code, said
     done = summary(out)
     assert 0 < len(done) < 3000
+    assert f"{3000 - len(done):,} of 3,000 images are left" in said
+    assert json.loads((out / "run.json").read_text())["left"] == 3000 - len(done)
+    assert (
+        f"images are left: the run was stopped</dt><dd>{3000 - len(done):,}"
+        in (out / "report.html").read_text()
+    )
+    assert "Traceback" not in said
     assert {row["status"] for row in done.values()} == {"ok"}
     assert len(tree(out)) == 2 * len(done) + len(OF_THE_RUN)
+
+
+def test_fault_30_a_killed_loader_process_is_one_line(trained: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    save(source / "0000.png", size=64)
+    for number in range(1, 3000):
+        os.link(source / "0000.png", source / f"{number:04d}.png")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cellseg", "predict", "--data.predict_dir", str(source)),
+            *("--ckpt_path", str(find_checkpoint(trained)), "--output.dir", str(out)),
+            *("--data.num_workers", "1", "--trainer.enable_progress_bar", "false"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*_labels.tif")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    listed = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    for worker in listed.stdout.split():
+        os.kill(int(worker), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "cellseg: error: a process that reads images was killed" in said
 
 
 def test_results_do_not_pile_up_in_memory(trained: Path, tmp_path: Path) -> None:

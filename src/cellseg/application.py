@@ -30,15 +30,14 @@ from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import Decoding
-from cellseg.predict.processes import SIGTERM
 from cellseg.predict.writer import PredictionWriter
 from cellseg.report import Report, score_folders
+from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
-STOPPED_BY_SIGTERM = 143
 # Our groups of flags, as far as they may take lists.
 GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 # Warnings of Lightning's that are of no use to whom they reach.
@@ -79,7 +78,18 @@ def run(
             dist.destroy_process_group()  # else its threads may abort a process that ends
         return code
     except SIGTERMException:
-        return STOPPED_BY_SIGTERM
+        return EXIT_CODES["SIGTERM"]
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning has caught
+            return EXIT_CODES["SIGINT"]
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OutputError(
+            "a process that reads images was killed, perhaps for want of memory; fewer of them "
+            "(--data.num_workers) or smaller batches need less"
+        ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error
 
@@ -351,10 +361,10 @@ class Application(LightningCLI):
         # Launchers end all processes when one of them fails, so only the first one reports.
         if not writer.processes.first:
             return
-        if stopped and stopped != SIGTERM:
+        if stopped and stopped not in EXIT_CODES:
             raise OutputError(stopped)
         failed = writer.finish(files.names, files.own)
-        self.exit_code = STOPPED_BY_SIGTERM if stopped else 1 if failed else 0
+        self.exit_code = EXIT_CODES[stopped] if stopped else 1 if failed else 0
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}

@@ -32,7 +32,7 @@ def main(
 
     Returns:
         The exit code: 0 all done; 1 a file failed, or results could not be written; 2 nothing
-        was tried; 143 stopped by SIGTERM.
+        was tried; 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     args = list(sys.argv[1:] if args is None else args)
     if args == ["--version"]:
@@ -49,6 +49,8 @@ def main(
         return say(error, 2)
     except OutputError as error:
         return say(error, 1)
+    except KeyboardInterrupt:
+        return 130
 
 
 def say(error: Exception, code: int) -> int:

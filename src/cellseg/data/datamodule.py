@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from cellseg.data.splits import (
 )
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError, few
+from cellseg.signals import outlive_signals
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +287,7 @@ class NucleiDataModule(pl.LightningDataModule):
             sampler=sampler,
             drop_last=True,
             num_workers=self.num_workers,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_gpu(),
         )
@@ -306,7 +306,7 @@ class NucleiDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=Share(len(dataset), *self._place()),
             num_workers=self.num_workers,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_signals,
             pin_memory=self._on_gpu(),
         )
 
@@ -331,7 +331,7 @@ class NucleiDataModule(pl.LightningDataModule):
             batch_size=1,
             sampler=Share(len(dataset), *self._place()),
             num_workers=self.num_workers,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._on_gpu(),
         )
@@ -468,8 +468,3 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """Leave it to the main process: schedulers signal all, and it still has to save its work."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Callable
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -19,6 +18,7 @@ import torch
 
 from cellseg.cores import cores
 from cellseg.errors import OutputError
+from cellseg.signals import outlive_signals
 
 T = TypeVar("T")
 
@@ -57,9 +57,7 @@ class Lanes:
         if self.on_gpu:
             # A fork would have the state of CUDA, and the locks of other threads.
             spawned = multiprocessing.get_context("spawn")
-            # Schedulers signal all processes, and this one still has files to end.
-            ignoring = (signal.signal, (signal.SIGTERM, signal.SIG_IGN))
-            self._processes = ProcessPoolExecutor(self.count, spawned, *ignoring)
+            self._processes = ProcessPoolExecutor(self.count, spawned, outlive_signals)
 
     def add(self, work: Callable[[], None]) -> None:
         """Have work done by the next free lane; one waits, so that no lane has to.

@@ -18,7 +18,6 @@ T = TypeVar("T")
 # closed connection, so nothing depends on a time limit.
 FOREVER = timedelta(days=365)
 STOP = "cellseg/stop"
-SIGTERM = "SIGTERM"
 DIED = "a process of this run has died; the same command again does the rest"
 
 
@@ -67,6 +66,11 @@ class Processes:
     def stop(self, reason: str) -> None:
         """Ask all to stop after the image at hand; may be called by a signal's handler."""
         self._reason = self._reason or reason
+
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop; may be read by a signal's handler."""
+        return bool(self._reason)
 
     def stopped(self) -> str:
         """Why all are to stop; empty where they are not.

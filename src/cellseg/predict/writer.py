@@ -25,9 +25,10 @@ from cellseg.predict.formats import is_whole, sweep
 from cellseg.predict.journal import Journal
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult
-from cellseg.predict.processes import SIGTERM, Processes
+from cellseg.predict.processes import Processes
 from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
 from cellseg.predict.tables import write_tables
+from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class PredictionWriter(BasePredictionWriter):
         self.verify = verify
         self.journal: Journal | None = None
         self.processes = Processes()
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def start(
         self,
@@ -143,9 +145,10 @@ class PredictionWriter(BasePredictionWriter):
             pl_module.batches = Batches(pl_module.batch_probs, self._lanes.count)
             pl_module.decode = partial(self._lanes.aside, decode)
         if threading.current_thread() is threading.main_thread():
-            # Lightning's handler waits for the other processes, who may be done; its teardown
-            # puts back what was there before both.
-            signal.signal(signal.SIGTERM, lambda *_: self.processes.stop(SIGTERM))
+            # Lightning's own handler waits for the other processes, who may be done.
+            for name in EXIT_CODES:
+                number = signal.Signals[name]
+                self._handlers[number] = signal.signal(number, self._stop)
 
     def write_on_batch_end(
         self,
@@ -170,12 +173,26 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._lanes.wait()
         self._lanes.close()
+        self._restore_handlers()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if hasattr(self, "_lanes"):  # there are none before there are images
             self._lanes.close()
+        self._restore_handlers()
+
+    def _stop(self, number: int, frame: Any) -> None:
+        """Stop after the image at hand, or at a second Ctrl-C at once."""
+        if number == signal.SIGINT:
+            if self.processes.asked:
+                raise KeyboardInterrupt
+            log.warning("Stopping after the image at hand; Ctrl-C again stops at once")
+        self.processes.stop(signal.Signals(number).name)
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
         """Write the tables, the report and `run.json`, unless other shards are still to end.
@@ -201,10 +218,22 @@ class PredictionWriter(BasePredictionWriter):
         if not self.shard and len(told) == len(files):
             sweep(self.dir, self._began)
         run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
+        if len(told) < len(files):
+            run["left"] = len(files) - len(told)
         totals = write_tables(self.journal, told, self.formats, run)
         page = "report.html" if "report" in self.formats else "summary.csv"
         said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
         log.info("%s; see %s", said, self.dir / page)
+        if "left" in run:
+            log.warning(
+                "%s of %s images are left; the same command again does them",
+                f"{run['left']:,}", f"{len(files):,}",
+            )  # fmt: skip
+        failures = [
+            str(self.journal.failures[f]["message"]) for f in own if f in self.journal.failures
+        ]
+        if failures:
+            log.warning("Failed: %s", "; ".join(failures[:3]) + ("; …" if failures[3:] else ""))
         return failed
 
     def _is_whole(self, file: str) -> bool:
