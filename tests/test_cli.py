@@ -122,7 +122,7 @@ def test_a_config_that_is_not_in_its_folder_is_not_taken_from_the_package(fails:
 
 
 def test_lists_are_given_with_commas() -> None:
-    args = ["--data.include", "*.png,b c.tif", "--data.percentiles=2,98", "--data.root", "a,b"]
+    args = ["--data.include", "*.png, b c.tif", "--data.percentiles=2,98", "--data.root", "a,b"]
     assert bracket_lists(args, {"data": NucleiDataModule}) == [
         *("--data.include", '["*.png", "b c.tif"]', "--data.percentiles=[2,98]"),
         *("--data.root", "a,b"),

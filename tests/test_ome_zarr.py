@@ -45,15 +45,19 @@ def write(path: Path, version: str) -> Path:
         "multiscales": [scales],
         "omero": {"channels": [{"label": "actin"}, {"label": "DAPI"}]},
     }
-    group = zarr.open_group(path, mode="w", zarr_format=2 if version == "0.4" else 3)
-    group.attrs.update(content if version == "0.4" else {"ome": content})
+    if version == "0.3":
+        scales["axes"] = [axis["name"] for axis in scales["axes"]]
+    if version == "0.2":
+        del scales["axes"]
+    group = zarr.open_group(path, mode="w", zarr_format=3 if version == "0.5" else 2)
+    group.attrs.update({"ome": content} if version == "0.5" else content)
     for level in range(2):
         data = STACK[..., :: 2**level, :: 2**level]
         group.create_array(str(level), data=data, chunks=(1, 1, 1, 32, 32))
     return path
 
 
-@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("version", ["0.2", "0.3", "0.4", "0.5"])
 def test_an_ome_zarr_is_read_whole_and_by_windows(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +69,7 @@ def test_an_ome_zarr_is_read_whole_and_by_windows(
         "TZ",
         (1, 2),
     )
-    assert whole.pixel_size == 0.25
+    assert whole.pixel_size == (0.25 if version >= "0.4" else None)
     monkeypatch.setattr(ome_zarr, "LARGE", 1000)
     parts = read_recording(path, by_windows=True)
     assert isinstance(parts.pixels, Windows)

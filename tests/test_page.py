@@ -133,6 +133,12 @@ def test_page_says_what_was_run_and_what_came_out(tmp_path: Path) -> None:
     assert "failed" not in page.text.lower()
 
 
+def test_page_links_to_the_tables_that_there_are(tmp_path: Path) -> None:
+    page = written(tmp_path, [row("a.png", 3)], tables=["rle.csv", "summary.csv"])
+    links = [a["href"] for a in page.attributes("a") if not a["href"].endswith(".png")]
+    assert links == ["rle.csv", "summary.csv", "run.json"]
+
+
 def test_table_has_the_numbers_of_each_image(tmp_path: Path) -> None:
     odd = row("b.png", 1034, median_diameter_px="", unusual="very dark", message="2 NaN values")
     page = written(tmp_path, [row("a.png", 7), odd])

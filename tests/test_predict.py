@@ -200,6 +200,26 @@ def test_fault_2_bad_files_among_good_ones(predict: Predict, tmp_path: Path) -> 
     assert tree(out) == {"good_labels.tif", "good_overlay.png", *OF_THE_RUN}
 
 
+def test_fault_2_what_is_no_file_is_an_error_row_with_its_cause(
+    predict: Predict, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    save(source / "a.png")
+    os.mkfifo(source / "pipe.png")  # reading would wait for a writer
+    (source / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (source / "plain").mkdir()
+    (tmp_path / "list.txt").write_text("in/a.png\nin/pipe.png\nin/gone.png\nin/plain\n")
+    code, out = predict(tmp_path / "list.txt")
+    assert code == 1
+    said = {name: row["message"] for name, row in summary(out).items()}
+    assert said.pop("a.png") == ""
+    assert said == {
+        "pipe.png": "pipe.png: neither a file nor a folder; leave it out",
+        "gone.png": "gone.png: cannot be read: No such file or directory",
+        "plain": "plain: cannot be read: a folder that is no zarr image",
+    }
+
+
 def test_fault_3_foreign_litter_and_own_outputs(predict: Predict, tmp_path: Path) -> None:
     source = tmp_path / "in"
     save(source / "a.png")

@@ -178,6 +178,13 @@ def test_one_plane_keeps_its_number_in_every_format(predict: Run, tmp_path: Path
     assert [i["id"] for i in json.loads((out / "s_coco.json").read_text())["images"]] == [2]
 
 
+def test_the_report_shows_the_overlay_of_a_stack_once(predict: Run, tmp_path: Path) -> None:
+    stack(tmp_path / "in" / "s.tif")
+    assert predict() == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('href="s_overlay.png"') == page.count("<img") == 1
+
+
 @pytest.mark.parametrize(
     ("axes", "shape", "plane", "expected"),
     [

@@ -62,7 +62,7 @@ def bracket_lists(args: Sequence[str], groups: Mapping[str, type]) -> list[str]:
         flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
         owner = flag if equals else (done[-1] if done else "")
         if owner in kinds and value and not (value.startswith("[") and value.endswith("]")):
-            words = value.split(",")
+            words = [word.strip() for word in value.split(",")]
             value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
         done.append(flag + equals + value)
     return done

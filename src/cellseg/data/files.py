@@ -21,7 +21,7 @@ from cellseg.data.images import (
 )
 from cellseg.data.large import LargeImage, left_out
 from cellseg.data.listing import digest_of, readable, size_and_time
-from cellseg.data.recording import LARGE
+from cellseg.data.recording import LARGE, unreadable
 from cellseg.errors import InputError
 
 
@@ -85,8 +85,10 @@ class FileDataset(Dataset[dict[str, Any]]):
             return item | {"error": "done by another process"}
         try:
             return item | self._read(name)
+        except InputError as error:
+            return item | {"error": str(error)}
         except (ValueError, OSError, MemoryError) as error:
-            return item | {"error": str(error) or type(error).__name__}
+            return item | {"error": str(unreadable(readable(name), error))}
 
     def _read(self, name: str) -> dict[str, Any]:
         path, how = self.base / name, self.reading

@@ -30,7 +30,7 @@ def read_zarr(path: Path, name: str, by_windows: bool) -> Recording:
     """The image of a folder at full size.
 
     Args:
-        path: A zarr array, or a group with the `multiscales` of OME-Zarr 0.4 or 0.5.
+        path: A zarr array, or a group with the `multiscales` of OME-Zarr, up to 0.5.
         name: For errors.
         by_windows: Whether a large one is to be read window by window later.
 
@@ -65,7 +65,10 @@ def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
     """The array at full size, its axes, the names of its channels, the size of a pixel in um."""
     import zarr
 
-    found = zarr.open(path, mode="r")
+    try:
+        found = zarr.open(path, mode="r")
+    except FileNotFoundError as error:
+        raise ValueError("a folder that is no zarr image") from error
     if isinstance(found, zarr.Array):
         return found, "TCZYX"[-found.ndim :], (), None
     if _metadata(found).get("multiscales") is None:
@@ -78,10 +81,11 @@ def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
     attributes = _metadata(found)
     scales = attributes["multiscales"][0]
     full = scales["datasets"][0]
-    axes = "".join(axis["name"].upper() for axis in scales["axes"])
+    # Before 0.4 an axis is a mere name; before 0.3 all are there, in this order.
+    named = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
+    axes = "".join(axis["name"].upper() for axis in named)
     names = [channel.get("label") for channel in attributes.get("omero", {}).get("channels", ())]
-    last = scales["axes"][-1]
-    unit = UNITS.get(last.get("unit", ""), "")
+    unit = UNITS.get(named[-1].get("unit", ""), "")
     sizes = [t["scale"][-1] for t in full.get("coordinateTransformations", ()) if "scale" in t]
     pixel_size = in_micrometres(float(math.prod(sizes)), unit) if sizes else None
     return found[full["path"]], axes, names, pixel_size

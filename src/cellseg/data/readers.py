@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -42,8 +43,12 @@ def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Re
     """
     name = name or str(source)
     try:
-        if isinstance(source, Path) and source.is_dir():
-            return read_zarr(source, name, by_windows)
+        if isinstance(source, Path):
+            kind = source.stat().st_mode
+            if stat.S_ISDIR(kind):
+                return read_zarr(source, name, by_windows)
+            if not stat.S_ISREG(kind):  # a pipe would be waited for
+                raise InputError(f"{name}: neither a file nor a folder; leave it out")
         with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             return _read_file(file, name, source if by_windows else b"")
     except InputError:

@@ -206,7 +206,8 @@ def memory_limit() -> int:
 
 def unreadable(name: str, error: Exception) -> InputError:
     """What to raise where a decoder has failed."""
-    cause = " ".join(str(error).split()) or type(error).__name__
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    cause = " ".join(text.split()) or type(error).__name__
     return InputError(f"{name}: cannot be read: {cause}")
 
 

@@ -23,6 +23,13 @@ from cellseg.predict.formats import write_text
 Counts = NDArray[np.integer[Any]]
 Row = Mapping[str, Any]
 
+# What the tables beside the page have more.
+CONTENTS = {
+    "summary.csv": "one row per image or plane",
+    "objects.csv": "one row per nucleus",
+    "objects.parquet": "one row per nucleus",
+    "rle.csv": "run lengths of the Data Science Bowl",
+}
 BARS = 40  # at most
 # The axes end here where values twice as large would squeeze the rest.
 MOST = 0.995
@@ -64,12 +71,17 @@ class Histogram:
 
 
 def write_page(
-    path: Path, run: Mapping[str, Any], rows: Sequence[Row], diameters: Counts, shown: int = 1000
+    path: Path,
+    run: Mapping[str, Any],
+    rows: Sequence[Row],
+    diameters: Counts,
+    shown: int = 1000,
+    tables: Sequence[str] = (),
 ) -> None:
     """Write a run as one HTML file that loads nothing and runs no script but its own.
 
     Args:
-        path: Where to, in the folder of `summary.csv`, `objects.csv` and `run.json`.
+        path: Where to, in the folder of `run.json`.
         run: As in `run.json`: `command`, `version`, `model`, `model_sha256`, `settings` with
             the section `decode`, `seconds`.
         rows: As in `summary.csv`, one for each file and plane, in its order; also `unusual`, why
@@ -78,7 +90,8 @@ def write_page(
             small JPEG or PNG. Each of the three may be empty.
         diameters: (D,) histogram of the nuclei of all images: entry d counts those whose
             equivalent diameter rounds to d px.
-        shown: How many images, and how many failures, are shown; the others are counted.
+        shown: How many rows, and how many failures, are shown; the others are counted.
+        tables: Names of the files beside the page that have more.
 
     Raises:
         OutputError: The file cannot be written.
@@ -110,6 +123,8 @@ def write_page(
         failed=len(failed),
         rows=done[:shown],
         failures=failed[:shown],
+        tables=tables,
+        contents=CONTENTS,
         charts=charts,
         size=(WIDTH, HEIGHT),
         area=(LEFT, RIGHT, TOP, BOTTOM),

@@ -33,7 +33,7 @@ SPREADSHEET = 1_048_576
 WHOLE = {"plane", "label", "area_px", "ring_area_px", "touches_border"}
 # Characters of a part of a Parquet file, which is read and written as one.
 CHUNK = 1 << 24
-# Images that the report shows; the others are counted.
+# Rows that the report shows; the others are counted.
 SHOWN = 1000
 
 
@@ -93,7 +93,9 @@ def write_tables(
             about = {**run, **totals}
             put(
                 "report.html",
-                lambda path: write_page(path, about, found.rows, found.diameters, SHOWN),
+                lambda path: write_page(
+                    path, about, found.rows, found.diameters, SHOWN, sorted(written)
+                ),
             )
         put("run.json", lambda path: write_json(path, {**run, **totals}))
         journal.remove_tables(journal.tables.keys() - written)
@@ -154,8 +156,11 @@ def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
     found.diameters[: len(counts)] += np.array(counts, np.int64)
     shown = len(found.rows) - found.errors < SHOWN
     picture = base64.b64decode(journal.text(entry["thumbnail"])) if shown else b""
-    extra = {"overlay": entry.get("overlay", ""), "thumbnail": picture}
-    found.rows += [{**row, **extra} for row in entry["rows"]]
+    rows = [dict(row) for row in entry["rows"]]
+    # The overlay of a stack is of the plane with the most nuclei.
+    best = max(rows, key=lambda row: int(row["nuclei"]))
+    best |= {"overlay": entry.get("overlay", ""), "thumbnail": picture}
+    found.rows += rows
 
 
 def _columns(journal: Journal, parts: Iterable[Place]) -> list[str]:
