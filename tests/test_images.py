@@ -454,6 +454,10 @@ def test_fault_08_a_channel_that_is_not_there_is_refused_with_those_that_are(cha
         ),
         ({"ome": True, "metadata": {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}}, None),
         ({"ome": True}, None),
+        # Of pixels that are no squares, a length would be wrong in one direction.
+        ({"ome": True, "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.6}}, None),
+        ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "um"}}, None),
+        ({"resolution": (20000, 10000), "resolutionunit": "centimeter"}, None),
         ({"resolution": (20000, 20000), "resolutionunit": "centimeter"}, 0.5),
         ({"resolution": (25400, 25400), "resolutionunit": "inch"}, 1.0),
         ({"resolution": (20000, 20000), "resolutionunit": "none"}, None),
@@ -655,13 +659,15 @@ def test_an_nd2_file_is_taken_apart_into_planes_and_channels(
     assert (recording.plane_axes, recording.plane_shape) == ("TP", (5, 3))
     assert (recording.channels, recording.colour) == (("GFP", "DAPI"), False)
     assert recording.pixel_size == (0.25 if calibrated else None)
+    assert recording.z_step == (2 if calibrated else None)
     planes, _ = to_rgb_planes(recording)
     np.testing.assert_array_equal(planes[7], thrice(FILM[2, 1, 1]))
 
 
 CZI_METADATA = """<ImageDocument><Metadata><Information><Image><Dimensions><Channels>
 <Channel Name="GFP"/><Channel Name="DAPI"/></Channels></Dimensions></Image></Information>
-<Scaling><Items><Distance Id="X"><Value>2.5e-07</Value></Distance></Items></Scaling>
+<Scaling><Items><Distance Id="X"><Value>2.5e-07</Value></Distance>
+<Distance Id="Z"><Value>2e-06</Value></Distance></Items></Scaling>
 </Metadata></ImageDocument>"""
 
 
@@ -686,6 +692,7 @@ def test_a_czi_file_is_taken_apart_into_planes_and_channels(
     assert (recording.plane_axes, recording.plane_shape) == ("TZ", (5, 3))
     assert (recording.channels, recording.colour) == (("GFP", "DAPI"), False)
     assert recording.pixel_size == pytest.approx(0.25)
+    assert recording.z_step == pytest.approx(2)
     planes, _ = to_rgb_planes(recording)
     np.testing.assert_array_equal(planes[7], thrice(FILM[2, 1, 1]))
 

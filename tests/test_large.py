@@ -349,6 +349,18 @@ def test_fault_31_what_cannot_be_read_by_parts_must_fit_the_memory(
     assert read_recording(many, by_windows=True).pixels.shape == (1, 300, 260, 1)
 
 
+def test_memory_is_what_control_groups_grant(tmp_path: Path) -> None:
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "slurm" / "job").mkdir(parents=True)
+    (root / "slurm" / "memory.max").write_text("3000\n")
+    (root / "slurm" / "job" / "memory.max").write_text("max\n")
+    (root / "memory").mkdir()
+    (root / "memory" / "memory.limit_in_bytes").write_text("5000\n")
+    groups.write_text("4:memory:/outside/of/a/container\n3:cpu:/\n0::/slurm/job\n")
+    assert sorted(recording.granted_memory(groups, root)) == [3000, 5000]
+    assert list(recording.granted_memory(tmp_path / "none", root)) == []
+
+
 @pytest.mark.parametrize("shape", [(16, 9000), (9000, 3)])
 @pytest.mark.usefixtures("small")
 def test_fault_11_a_narrow_large_image_keeps_its_shape(

@@ -70,6 +70,7 @@ def test_an_ome_zarr_is_read_whole_and_by_windows(
         (1, 2),
     )
     assert whole.pixel_size == (0.25 if version >= "0.4" else None)
+    assert whole.z_step == (2 if version >= "0.4" else None)
     monkeypatch.setattr(ome_zarr, "LARGE", 1000)
     parts = read_recording(path, by_windows=True)
     assert isinstance(parts.pixels, Windows)

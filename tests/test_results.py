@@ -369,6 +369,33 @@ def test_a_pixel_size_sets_units_and_is_kept(predict: Run, tmp_path: Path) -> No
     assert int(row["ring_area_px"]) > 0
 
 
+@pytest.mark.parametrize("how", ["imagej", "ome"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_the_step_of_a_stack_is_kept(dtype: type, how: str, predict: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pixels = np.stack([generate(3, size=64)[0][..., 0]] * 3)
+    tags = {
+        "imagej": {
+            "imagej": True, "resolution": (4, 4),
+            "metadata": {"axes": "ZYX", "unit": "um", "spacing": 1.5},
+        },
+        "ome": {
+            "ome": True,
+            "metadata": {
+                "axes": "ZYX", "PhysicalSizeX": 250, "PhysicalSizeXUnit": "nm",
+                "PhysicalSizeY": 250, "PhysicalSizeYUnit": "nm", "PhysicalSizeZ": 1.5,
+            },
+        },
+    }[how]  # fmt: skip
+    tifffile.imwrite(tmp_path / "in" / "s.tif", pixels, **tags)
+    assert predict() == 0
+    labels = tmp_path / "out" / "s_labels.tif"
+    if dtype == np.uint32:  # as of many nuclei
+        formats.write_labels(labels, tifffile.imread(labels).astype(dtype), "Z", 0.25, 1.5)
+    kept = read_recording(labels)
+    assert (kept.plane_axes, kept.pixel_size, kept.z_step) == ("Z", 0.25, 1.5)
+
+
 @pytest.mark.parametrize(
     ("shape", "axes", "kind"),
     [

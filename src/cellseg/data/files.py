@@ -60,8 +60,9 @@ class FileDataset(Dataset[dict[str, Any]]):
     `note`, `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32 and
     `pixels` (P, H, W, C) as recorded, `Held`, or a `LargeImage` as `large`; `channels`, whether
     they are a `colour` picture, `planes` (the name of each, empty for a file of one plane), `axes`
-    and `shape` of the planes, both of all planes in the file as `stack`, `pixel_size` (um or
-    None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and `sha256`.
+    and `shape` of the planes, both of all planes in the file as `stack`, `pixel_size` and
+    `z_step` (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and
+    `sha256`.
 
     Args:
         base: What the names are relative to.
@@ -122,6 +123,7 @@ class FileDataset(Dataset[dict[str, Any]]):
             "axes": axes,
             "shape": shape,
             "pixel_size": how.pixel_size or recording.pixel_size,
+            "z_step": recording.z_step,
             "invert": how.invert,
             "diameter": how.diameter,
             "size": size,

@@ -20,6 +20,7 @@ from cellseg.data.recording import (
     arrange,
     check_memory,
     in_micrometres,
+    side_of_square,
 )
 
 # OME writes units out.
@@ -37,19 +38,19 @@ def read_zarr(path: Path, name: str, by_windows: bool) -> Recording:
     Raises:
         InputError: The memory cannot hold it.
     """
-    pixels, axes, names, pixel_size = _image(path)
+    pixels, axes, about = _image(path)
     shape = dict(zip(axes, pixels.shape, strict=True))
     corner = np.zeros([1 if axis in "YX" else size for axis, size in shape.items()], pixels.dtype)
-    recording = arrange(name, corner, axes, False, names, pixel_size)
+    recording = arrange(name, corner, axes, False, *about)
     windows = Windows(recording, (shape["Y"], shape["X"]), partial(_open, path))
     if by_windows and math.prod(windows.shape[:3]) > LARGE:
         return replace(recording, pixels=windows)
     check_memory(name, math.prod(pixels.shape) * pixels.dtype.itemsize)
-    return arrange(name, np.asarray(pixels[...]), axes, False, names, pixel_size)
+    return arrange(name, np.asarray(pixels[...]), axes, False, *about)
 
 
 def _open(path: Path) -> Opened:
-    pixels, axes, _, _ = _image(path)
+    pixels, axes, _ = _image(path)
 
     def convert(window: Array) -> tuple[Array, str, bool]:
         return window, axes, False
@@ -61,8 +62,8 @@ def _metadata(group: Any) -> Any:
     return group.attrs.get("ome", group.attrs)
 
 
-def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
-    """The array at full size, its axes, the names of its channels, the size of a pixel in um."""
+def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | None, float | None]]:
+    """The array at full size, its axes; its channels and sizes as `arrange` takes them."""
     import zarr
 
     try:
@@ -70,7 +71,7 @@ def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
     except FileNotFoundError as error:
         raise ValueError("a folder that is no zarr image") from error
     if isinstance(found, zarr.Array):
-        return found, "TCZYX"[-found.ndim :], (), None
+        return found, "TCZYX"[-found.ndim :], ((), None, None)
     if _metadata(found).get("multiscales") is None:
         # As bioformats2raw writes it: each image in a group of its own, from 0.
         if "0" not in found or not isinstance(found["0"], zarr.Group):
@@ -85,7 +86,11 @@ def _image(path: Path) -> tuple[Any, str, Sequence[str | None], float | None]:
     named = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
     axes = "".join(axis["name"].upper() for axis in named)
     names = [channel.get("label") for channel in attributes.get("omero", {}).get("channels", ())]
-    unit = UNITS.get(named[-1].get("unit", ""), "")
-    sizes = [t["scale"][-1] for t in full.get("coordinateTransformations", ()) if "scale" in t]
-    pixel_size = in_micrometres(float(math.prod(sizes)), unit) if sizes else None
-    return found[full["path"]], axes, names, pixel_size
+    scales_of = [t["scale"] for t in full.get("coordinateTransformations", ()) if "scale" in t]
+    sizes = {
+        axis: in_micrometres(float(math.prod(steps)), UNITS.get(about.get("unit", ""), ""))
+        for axis, about, *steps in zip(axes, named, *scales_of, strict=True)
+        if steps
+    }
+    pixel_size = side_of_square(sizes.get("X"), sizes.get("Y"))
+    return found[full["path"]], axes, (names, pixel_size, sizes.get("Z"))

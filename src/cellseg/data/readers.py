@@ -20,6 +20,7 @@ from cellseg.data.recording import (
     check_claim,
     in_micrometres,
     memory_limit,
+    side_of_square,
     unreadable,
 )
 from cellseg.data.tiff import read_tiff
@@ -122,11 +123,15 @@ def _read_nd2(file: File, name: str) -> Recording:
         check_claim(name, math.prod(shape) * stack.dtype.itemsize, file)
         pixels = stack.asarray().reshape(shape)
         channels = stack.metadata.channels or ()
-        pixel_size = None
-        if channels and channels[0].volume.axesCalibrated[0]:
-            pixel_size = in_micrometres(channels[0].volume.axesCalibration[0], "um")
+        sides: list[float | None] = [None] * 3
+        if channels:
+            volume = channels[0].volume
+            known = zip(volume.axesCalibrated, volume.axesCalibration, strict=True)
+            sides = [
+                in_micrometres(side, "um") if calibrated else None for calibrated, side in known
+            ]
     names = [channel.channel.name for channel in channels]
-    return arrange(name, pixels, axes, "S" in axes, names, pixel_size)
+    return arrange(name, pixels, axes, "S" in axes, names, side_of_square(*sides[:2]), sides[2])
 
 
 def _read_czi(file: File, name: str) -> Recording:
@@ -152,13 +157,17 @@ def _read_czi(file: File, name: str) -> Recording:
             czi.asarray(out=pixels, max_workers=1)
         metadata = ElementTree.fromstring(czi.metadata() or "<none/>")
     names = [c.get("Name") for c in metadata.iterfind(".//Image/Dimensions/Channels/Channel")]
-    width = metadata.findtext(".//Scaling/Items/Distance[@Id='X']/Value")
+    x, y, z = (
+        in_micrometres(float(text or 0), "m")
+        for axis in "XYZ"
+        for text in [metadata.findtext(f".//Scaling/Items/Distance[@Id='{axis}']/Value")]
+    )
     # Every file has all axes, most of them of length 1. CZI calls scenes S and samples 0.
     single = [i for i, axis in enumerate(czi.axes) if sizes[axis] == 1 and axis not in "YX"]
     axes = "".join(axis for i, axis in enumerate(czi.axes) if i not in single).replace("0", "S")
     pixels = pixels.squeeze(tuple(single))
     colour = sizes["0"] in (3, 4)
-    return arrange(name, pixels, axes, colour, names, in_micrometres(float(width or 0), "m"))
+    return arrange(name, pixels, axes, colour, names, side_of_square(x, y), z)
 
 
 def _missing(name: str, suffix: str) -> InputError:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BufferedReader, BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +44,9 @@ class Recording:
         plane_shape: How many of each there are, such as (5, 7); their product is P.
         channels: Names: those in the file, else "0", "1" and so on.
         colour: Whether the channels are red, green and blue of one picture.
-        pixel_size: Width of a pixel in um; None where the file does not tell.
+        pixel_size: Width of a pixel in um; None where the file does not tell, or where pixels are
+            not square.
+        z_step: Distance of two planes of Z in um; None where the file does not tell.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Recording:
     channels: tuple[str, ...]
     colour: bool
     pixel_size: float | None
+    z_step: float | None = None
 
 
 def arrange(
@@ -61,6 +67,7 @@ def arrange(
     colour: bool,
     names: Sequence[str | None] = (),
     pixel_size: float | None = None,
+    z_step: float | None = None,
 ) -> Recording:
     """Pixels of any axes as planes, rows, columns, channels (C and S; for colour only S)."""
     if pixels.dtype.kind not in "buif":
@@ -89,6 +96,7 @@ def arrange(
         channels=tuple(channel or str(i) for i, channel in enumerate(names)),
         colour=colour,
         pixel_size=pixel_size,
+        z_step=z_step,
     )
 
 
@@ -196,12 +204,34 @@ def check_memory(name: str, claim: int) -> None:
         )
 
 
+@cache
 def memory_limit() -> int:
-    """Bytes that the pixels of a file may take: half the machine's memory."""
+    """Bytes that the pixels of a file may take: half of what this process may have."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # Windows
-        return 8 * 2**30
+        machine = 16 * 2**30
+    return min([machine, *granted_memory()]) // 2
+
+
+def granted_memory(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Bytes that the control groups of this process allow it, as SLURM and containers set them.
+
+    Args:
+        groups: Where Linux lists them.
+        root: Where it shows them.
+    """
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, name = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        group = root / controllers / name.lstrip("/")
+        for folder in (group, *group.parents):  # a container does not see the outer ones
+            with suppress(OSError, ValueError):  # "max" is no limit
+                limit = "memory.limit_in_bytes" if controllers else "memory.max"
+                yield int((folder / limit).read_text())
 
 
 def unreadable(name: str, error: Exception) -> InputError:
@@ -209,6 +239,13 @@ def unreadable(name: str, error: Exception) -> InputError:
     text = (error.strerror if isinstance(error, OSError) else "") or str(error)
     cause = " ".join(text.split()) or type(error).__name__
     return InputError(f"{name}: cannot be read: {cause}")
+
+
+def side_of_square(width: float | None, height: float | None) -> float | None:
+    """The side of a pixel; None where it is no square, so that no area comes out wrong."""
+    if width is None or height is None:
+        return width
+    return width if math.isclose(width, height, rel_tol=0.01) else None
 
 
 def in_micrometres(size: float, unit: str) -> float | None:

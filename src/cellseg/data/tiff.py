@@ -27,6 +27,7 @@ from cellseg.data.recording import (
     check_memory,
     check_ratio,
     in_micrometres,
+    side_of_square,
 )
 from cellseg.errors import InputError
 
@@ -61,19 +62,19 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
             jpeg and page.photometric == tifffile.PHOTOMETRIC.YCBCR
         ):
             return None
-        names, pixel_size = _metadata(tiff, page)
+        about = _metadata(tiff, page)
         if by_windows is not None and _has_windows(series):
             # All but the pixels follows from the axes: one pixel of each plane has them too.
             sizes = [1 if a in "YX" else n for a, n in zip(series.axes, series.shape, strict=True)]
             pixels, axes, colour = _converted(np.zeros(sizes, series.dtype), series.axes, page)
-            recording = arrange(name, pixels, axes, colour, names, pixel_size)
-            sides = (_side(series, "Y"), _side(series, "X"))
+            recording = arrange(name, pixels, axes, colour, *about)
+            sides = (_length(series, "Y"), _length(series, "X"))
             windows = Windows(recording, sides, partial(_open, by_windows, name))
             if math.prod(windows.shape[:3]) > LARGE:
                 return replace(recording, pixels=windows)
         check_memory(name, series.nbytes)
         pixels, axes, colour = _converted(series.asarray(), series.axes, page)
-        return arrange(name, pixels, axes, colour, names, pixel_size)
+        return arrange(name, pixels, axes, colour, *about)
 
 
 def _opened(file: File | Path) -> Any:
@@ -117,7 +118,7 @@ def _has_windows(series: Any) -> bool:
     return bool(math.prod(page.chunks) * page.dtype.itemsize <= LARGEST_CHUNK)
 
 
-def _side(series: Any, axis: str) -> int:
+def _length(series: Any, axis: str) -> int:
     return int(series.shape[series.axes.index(axis)])
 
 
@@ -181,17 +182,23 @@ def _next_page(tiff: Any) -> int:
     return int(offset)
 
 
-def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None]:
-    """Names of the channels, where there are any, and the size of a pixel in um."""
+def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None, float | None]:
+    """Names of the channels, the size of a pixel and the step in z in um, where it has them."""
     names: Sequence[str | None] = ()
-    pixel_size = None
+    pixel_size = z_step = None
     if tiff.is_ome:
         with suppress(ElementTree.ParseError):
             image = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
             if image is not None:
                 names = [channel.get("Name") for channel in image.iterfind("{*}Channel")]
-                width = float(image.get("PhysicalSizeX", "nan"))
-                pixel_size = in_micrometres(width, image.get("PhysicalSizeXUnit", "um"))
+                x, y, z_step = (
+                    in_micrometres(
+                        float(image.get(f"PhysicalSize{axis}", "nan")),
+                        image.get(f"PhysicalSize{axis}Unit", "um"),
+                    )
+                    for axis in "XYZ"
+                )
+                pixel_size = side_of_square(x, y)
     elif tiff.is_imagej:
         metadata = tiff.imagej_metadata or {}
         count = metadata.get("channels", 0)
@@ -199,12 +206,16 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None]
         names = list(metadata.get("Labels") or ())[:count]
         if count > 1 and not names:  # of a single channel the table is no list
             names = [_lut_colour(lut) for lut in metadata.get("LUTs", ())]
-        if page.resolution[0]:
-            pixel_size = in_micrometres(1 / page.resolution[0], str(metadata.get("unit")))
-    if pixel_size is None and page.resolution[0]:
-        unit = {2: "inch", 3: "cm"}.get(page.resolutionunit, "")
-        pixel_size = in_micrometres(1 / page.resolution[0], unit)
-    return names, pixel_size
+        unit = str(metadata.get("unit"))
+        pixel_size = _side(page, unit)
+        z_step = in_micrometres(float(metadata.get("spacing", "nan")), unit)
+    unit = {2: "inch", 3: "cm"}.get(page.resolutionunit, "")
+    return names, pixel_size or _side(page, unit), z_step
+
+
+def _side(page: Any, unit: str) -> float | None:
+    """Of a pixel in um, by the resolution that TIFF has a tag for."""
+    return side_of_square(*(in_micrometres(1 / n, unit) if n else None for n in page.resolution))
 
 
 def _lut_colour(lut: Array) -> str | None:

@@ -107,7 +107,11 @@ def sweep(folder: Path, before: float) -> None:
 
 
 def write_labels(
-    path: Path, labels: NDArray[Any], axes: str = "", pixel_size: float | None = None
+    path: Path,
+    labels: NDArray[Any],
+    axes: str = "",
+    pixel_size: float | None = None,
+    z_step: float | None = None,
 ) -> None:
     """A label image as a compressed TIFF that shows its nuclei in colours where it can.
 
@@ -120,13 +124,14 @@ def write_labels(
         labels: (..., H, W) uint16 or uint32.
         axes: Names of the axes before the last two, of `T` and `Z`; others count as unnamed.
         pixel_size: In um.
+        z_step: Distance of two planes of Z in um.
     """
     import tifffile
 
     highest = float(labels.max(initial=1))
     with draft(path) as name:
         tifffile.imwrite(
-            name, labels, **_tags(labels.shape, labels.dtype, highest, axes, pixel_size)
+            name, labels, **_tags(labels.shape, labels.dtype, highest, axes, pixel_size, z_step)
         )
 
 
@@ -136,6 +141,7 @@ def write_label_strips(
     shape: tuple[int, ...],
     axes: str = "",
     pixel_size: float | None = None,
+    z_step: float | None = None,
 ) -> None:
     """Labels that come in strips (h, W), plane after plane, as a tiled BigTIFF like those above.
 
@@ -145,13 +151,15 @@ def write_label_strips(
         shape: (..., H, W) of all of them.
         axes: See `write_labels`.
         pixel_size: In um.
+        z_step: See `write_labels`.
     """
     import tifffile
 
+    tags = _tags(shape, np.dtype(np.uint32), 1, axes, pixel_size, z_step)
     with draft(path) as name:
         tifffile.imwrite(
             name, _tiles(strips, shape[-2]), shape=shape, dtype=np.uint32, bigtiff=True,
-            tile=(LABEL_TILE, LABEL_TILE), **_tags(shape, np.dtype(np.uint32), 1, axes, pixel_size),
+            tile=(LABEL_TILE, LABEL_TILE), **tags,
         )  # fmt: skip
 
 
@@ -178,6 +186,7 @@ def _tags(
     highest: float,
     axes: str,
     pixel_size: float | None,
+    z_step: float | None,
 ) -> dict[str, Any]:
     """How tifffile is to write labels, see `write_labels`."""
     metadata: dict[str, Any] = {}
@@ -190,10 +199,13 @@ def _tags(
         metadata = {"LUTs": [_colours()], "Ranges": (0.0, highest), "min": 0.0, "max": highest}
     if pixel_size:
         resolution = (1 / pixel_size, 1 / pixel_size)
-        metadata |= {"unit": "um"} if imagej else {}
-        if ome:
-            for side in "XY":
-                metadata |= {f"PhysicalSize{side}": pixel_size, f"PhysicalSize{side}Unit": "µm"}
+        sizes = {"X": pixel_size, "Y": pixel_size}
+        if z_step and "Z" in axes:
+            sizes["Z"] = z_step
+        if imagej:
+            metadata |= {"unit": "um", **({"spacing": sizes["Z"]} if "Z" in sizes else {})}
+        for side, size in sizes.items() if ome else ():
+            metadata |= {f"PhysicalSize{side}": size, f"PhysicalSize{side}Unit": "µm"}
     if imagej or ome:
         metadata["axes"] = f"{named}YX"
     return {

@@ -90,7 +90,7 @@ class LargeResult:
         if left_out := [name for name in FORMATS if name in set(formats) - wanted]:
             note = f"{', '.join(left_out)} left out: more than {LARGEST_OUTLINED:,} px"
             self.about = replace(self.about, note="; ".join(filter(None, [self.about.note, note])))
-        facts = self.about.axes, self.about.pixel_size
+        facts = self.about.axes, self.about.pixel_size, self.about.z_step
         held = OUTLINES & wanted or (size <= LARGEST_NARROWED and "labels" in wanted)
         whole = np.zeros(self.shape, np.uint32) if held else None
         with ExitStack() as files:

@@ -48,6 +48,7 @@ class About:
         channels: Names of the C channels.
         colour: Whether they are red, green and blue of one picture.
         pixel_size: In um, or None.
+        z_step: Distance of two planes of Z in um, or None.
         scale: Factor by which the image was enlarged for the network.
         note: For the summary.
     """
@@ -61,6 +62,7 @@ class About:
     channels: Sequence[str]
     colour: bool
     pixel_size: float | None
+    z_step: float | None
     scale: float
     note: str
 
@@ -170,7 +172,7 @@ def write_results(
         kept["rows"].append(summary_row(about, place, labels.shape, areas[place], confidence))
     if "labels" in formats:
         path = outputs.path("_labels.tif")
-        write_labels(path, shaped(result.labels), about.axes, about.pixel_size)
+        write_labels(path, shaped(result.labels), about.axes, about.pixel_size, about.z_step)
     if "probs" in formats:
         write_probs(outputs.path("_probs.tif"), shaped(result.probs))
     if {"overlay", "report"} & set(formats):

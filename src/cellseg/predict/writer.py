@@ -281,6 +281,7 @@ class PredictionWriter(BasePredictionWriter):
             channels=batch["channels"],
             colour=batch["colour"],
             pixel_size=batch["pixel_size"],
+            z_step=batch["z_step"],
             scale=prediction["scale"],
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
