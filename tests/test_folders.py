@@ -15,7 +15,8 @@ from cellseg.data.cache import prepare
 from cellseg.data.folders import Sample, Tree, find_predictions, find_samples, open_tree
 from cellseg.data.listing import files_to_predict, output_stems, walk
 from cellseg.errors import InputError
-from cellseg.predict.formats import write_labels, write_overlay
+from cellseg.predict.formats import write_labels
+from cellseg.predict.pictures import write_overlay
 
 DSB2018 = Path(__file__).resolve().parents[2] / "shared" / "data" / "dsb2018"
 

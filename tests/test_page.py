@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from cellseg.data.synthetic import generate
-from cellseg.predict.formats import outlined
 from cellseg.predict.page import histogram, write_page
+from cellseg.predict.pictures import outlined
 
 RUN: dict[str, Any] = {
     "command": "cellseg predict --data.predict_dir plate",

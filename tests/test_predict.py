@@ -23,7 +23,7 @@ from skimage.segmentation import find_boundaries
 from cellseg import __version__
 from cellseg.data.synthetic import generate
 from cellseg.errors import OutputError
-from cellseg.predict import formats, writer
+from cellseg.predict import formats, pictures, writer
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.results import About, write_results
 from conftest import SHARED, cellseg, find_checkpoint
@@ -120,9 +120,9 @@ def test_overlay_is_the_image_with_outlines_of_the_nuclei(tmp_path: Path) -> Non
     image = np.full((30, 30, 3), 0.25, np.float32)
     labels = np.zeros((30, 30), np.uint16)
     labels[5:15, 5:15] = 1
-    formats.write_overlay(tmp_path / "o.png", formats.overlay(image, labels, 2048))
+    pictures.write_overlay(tmp_path / "o.png", pictures.overlay(image, labels, 2048))
     shown = np.asarray(Image.open(tmp_path / "o.png"))
-    outline = (shown == formats.OUTLINE).all(axis=2)
+    outline = (shown == pictures.OUTLINE).all(axis=2)
     ring = labels > 0
     ring[6:14, 6:14] = False
     np.testing.assert_array_equal(outline, ring)
@@ -537,7 +537,7 @@ def test_outlines_are_the_inner_boundaries_of_scikit_image() -> None:
     for shape in ((40, 50), (1, 7), (7, 1), (1, 1)):
         labels = rng.integers(0, 4, shape).repeat(3, axis=0).astype(np.uint16)
         expected = find_boundaries(labels, mode="inner")
-        np.testing.assert_array_equal(formats.inner_boundaries(labels), expected)
+        np.testing.assert_array_equal(pictures.inner_boundaries(labels), expected)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("odd"), RuntimeError("no memory")])

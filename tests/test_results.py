@@ -20,7 +20,7 @@ from skimage.measure import regionprops
 from cellseg.data.images import read_labels, read_recording
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
-from cellseg.predict import formats
+from cellseg.predict import formats, pictures
 from cellseg.predict.journal import Journal
 from cellseg.predict.tables import write_tables
 from conftest import cellseg
@@ -438,9 +438,9 @@ def test_overlays_of_large_images_are_made_smaller() -> None:
     image = np.zeros((300, 900, 3), np.float32)
     labels = np.zeros((300, 900), np.uint16)
     labels[90:210, 300:600] = 1
-    picture = formats.overlay(image, labels, 300)
+    picture = pictures.overlay(image, labels, 300)
     assert picture.shape == (100, 300, 3)
-    outline = (picture == formats.OUTLINE).all(axis=2)
+    outline = (picture == pictures.OUTLINE).all(axis=2)
     assert outline[30, 100:200].all()
     assert not outline[31:69, 101:199].any()
 

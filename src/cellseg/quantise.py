@@ -28,7 +28,7 @@ from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.nn.int8 import measure
-from cellseg.predict.formats import draft
+from cellseg.predict.drafts import draft
 from cellseg.task import SegmentationTask
 
 log = logging.getLogger("cellseg.quantise")  # run as a module, its name is __main__

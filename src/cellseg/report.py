@@ -22,7 +22,8 @@ from cellseg.data.images import intensity_limits, normalise, read_labels
 from cellseg.data.masks import whole_labels
 from cellseg.errors import InputError, few
 from cellseg.metrics import MISTAKES, compare
-from cellseg.predict.formats import draft, outlined, write_json, write_text
+from cellseg.predict.drafts import draft, write_json, write_text
+from cellseg.predict.pictures import outlined
 from cellseg.scored import (
     FEWEST_GROUPS,
     Scored,

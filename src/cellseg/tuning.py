@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
-from cellseg.predict.formats import draft
+from cellseg.predict.drafts import draft
 from cellseg.task import SegmentationTask
 
 log = logging.getLogger(__name__)

@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.instances import Decoding, narrow
-from cellseg.predict.formats import (
-    outlined,
-    probs_on_disk,
-    shrunk,
-    to_bytes,
-    write_label_strips,
-    write_labels,
-)
+from cellseg.predict.formats import probs_on_disk, write_label_strips, write_labels
 from cellseg.predict.measure import measure, touches_border
+from cellseg.predict.pictures import outlined, shrunk, to_bytes
 from cellseg.predict.results import (
     FORMATS,
     SIDE,

@@ -18,7 +18,7 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.formats import SOFTWARE, draft, write_text
+from cellseg.predict.drafts import SOFTWARE, draft, write_text
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi

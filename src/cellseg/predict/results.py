@@ -14,14 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.formats import (
-    make_way,
-    overlay,
-    thumbnail,
-    write_labels,
-    write_overlay,
-    write_probs,
-)
+from cellseg.predict.drafts import make_way
+from cellseg.predict.formats import write_labels, write_probs
+from cellseg.predict.pictures import overlay, thumbnail, write_overlay
 
 Array = NDArray[Any]
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.formats import draft, make_way, write_json
+from cellseg.predict.drafts import draft, make_way, write_json
 from cellseg.predict.journal import Journal, Place
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from cellseg.data.listing import Shard, digest_of, readable
 from cellseg.errors import InputError, OutputError, few
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
-from cellseg.predict.formats import is_whole, sweep
+from cellseg.predict.drafts import is_whole, sweep
 from cellseg.predict.journal import Journal
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult

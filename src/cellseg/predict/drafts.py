@@ -1,0 +1,135 @@
+"""How a result takes its name: only when it is complete, and never over a person's work."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import zipfile
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from cellseg import __version__
+from cellseg.data.listing import digest_of, is_own_output
+from cellseg.errors import InputError, OutputError
+
+log = logging.getLogger(__name__)
+
+# The tag of results that have a place for one, see `listing.is_own_output`.
+SOFTWARE = f"cellseg {__version__}"
+DRAFT = re.compile(r"\.draft-[0-9a-f]{8}\.")
+
+
+@contextmanager
+def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when the block ends well.
+
+    Args:
+        path: The file.
+        second_name: Where another program holds the file, as a spreadsheet does on Windows,
+            write `<name>_2` instead and say so.
+
+    Raises:
+        InputError: The name is too long for the file system.
+        OutputError: The folder or the file cannot be written.
+    """
+    # Unique also among machines that share a folder, whose process numbers may be equal.
+    name = path.with_name(f".draft-{token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield name
+        try:
+            os.replace(name, path)
+        except PermissionError:
+            if not second_name:
+                raise
+            second = path.with_stem(f"{path.stem}_2")
+            os.replace(name, second)
+            log.warning("%s is open in another program; written as %s", path, second.name)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of this file alone
+            raise InputError(f"{path.name}: too long for the name of a file; shorten it") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+def make_way(path: Path, digests: Collection[str]) -> None:
+    """Rename what another result is about to replace, unless it is as it was written here.
+
+    Args:
+        path: Where the result goes.
+        digests: Of what was written there; none where that is not known and its tag has to tell.
+    """
+    if not os.path.isfile(path):
+        return
+    ours = digest_of(path) in digests if digests else is_own_output(path)
+    if ours or not is_whole(path):
+        return
+    # No image by its name, so nobody's input.
+    names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
+    aside = next(free for free in names if not free.exists())
+    path.rename(aside)
+    log.warning("%s is not as it was written here: kept as %s", path, aside.name)
+
+
+def sweep(folder: Path, before: float) -> None:
+    """Delete the drafts that killed processes have left.
+
+    Args:
+        folder: Where, with all below it.
+        before: Drafts that were changed since this time may still be written.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in filter(DRAFT.match, names):
+            with suppress(OSError):
+                path = Path(parent, name)
+                if path.stat().st_mtime < before:
+                    path.unlink()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a result of an image can be read to its end; all but JSON have checksums."""
+    try:
+        if path.suffix == ".tif":
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                for page in (page.aspage() for page in tiff.pages):
+                    # One after the other, since it may be huge. Without compression there is
+                    # nothing to see but the size.
+                    if page.compression != tifffile.COMPRESSION.NONE:
+                        deque(page.segments(), maxlen=0)
+        elif path.suffix == ".png":
+            from PIL import Image
+
+            with Image.open(path) as picture:
+                picture.verify()
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        elif path.suffix in (".json", ".geojson"):
+            json.loads(path.read_bytes())
+    except Exception:  # each format has its own errors for damage
+        return False
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text as it is."""
+    with draft(path) as name:
+        name.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A mapping as indented JSON; what JSON does not know, such as paths, as text."""
+    with draft(path) as name:
+        name.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
