@@ -14,9 +14,10 @@ import tifffile
 import torch
 from PIL import Image
 
-from cellseg import checkpoint, load
+from cellseg import checkpoint, load, tuning
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
+from cellseg.tuning import mix
 from conftest import SMALL, cellseg, find_checkpoint, run_process
 
 Fails = Callable[..., str]
@@ -139,6 +140,40 @@ def test_a_fit_starts_from_weights_and_does_not_ask_for_them_again(
     local.unlink()
     assert cellseg("test", "--ckpt_path", ckpt, *run[:4], "--data.num_workers", 0) == 0
     assert cellseg("fit", "--ckpt_path", ckpt, *run, "--trainer.max_epochs", 2) == 0
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.0])
+def test_what_was_learnt_counts_as_far_as_validation_likes_it(
+    share: float, trained: Path, nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = find_checkpoint(trained, "best")
+    scores = iter([0.5 if each == share else 0.4 for each in (1.0, *tuning.SHARES)])
+    monkeypatch.setattr(tuning, "mean_ap", lambda *_: next(scores, 0.0))
+    run = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL[6:])
+    flags = ("--model.weights", start, "--model.lr", 0.01, "--model.warmup_steps", 0)
+    assert cellseg("fit", *flags, *run, "--trainer.max_epochs", 1) == 0
+    before, after, learnt = (
+        torch.load(path, weights_only=True)["state_dict"]
+        for path in (start, find_checkpoint(tmp_path, "best"), find_checkpoint(tmp_path))
+    )
+    kernel = "net.head.weight"
+    assert not torch.equal(before[kernel], learnt[kernel])
+    torch.testing.assert_close(after[kernel], before[kernel].lerp(learnt[kernel], share))
+
+
+def test_weights_are_mixed_in_proportion_and_counters_are_not() -> None:
+    start = {"weight": torch.tensor([0.0, 4.0]), "steps": torch.tensor(3)}
+    learnt = {"weight": torch.tensor([8.0, 0.0]), "steps": torch.tensor(7)}
+    mixed = mix(start, learnt, 0.25)
+    assert mixed["weight"].tolist() == [2, 3]
+    assert int(mixed["steps"]) == 7
+
+
+def test_best_and_last_are_found_below_a_folder(trained: Path, tmp_path: Path) -> None:
+    for name in ("best", "last"):
+        assert checkpoint.resolve(name, str(trained)) == find_checkpoint(trained, name)
+        with pytest.raises(InputError, match=f"--ckpt_path {name}: no such checkpoint"):
+            checkpoint.resolve(name, str(tmp_path))
 
 
 def test_a_fit_from_a_checkpoints_weights_has_a_schedule_of_its_own(

@@ -122,8 +122,8 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     """The file that `--ckpt_path` or `--model.weights` means.
 
     Args:
-        model: A path, the name of a model that comes with the package, or `last`: the newest
-            last checkpoint below the root.
+        model: A path, the name of a model that comes with the package, or `best` or `last`: the
+            newest such checkpoint below the root.
         default_root_dir: The root.
 
     Raises:
@@ -131,12 +131,12 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     """
     if "://" in model:
         raise InputError(f"{model}: addresses are refused; download the model first")
-    if model == "last":
-        found = list(Path(default_root_dir).rglob("last*.ckpt"))
+    if model in ("best", "last"):
+        found = list(Path(default_root_dir).rglob(f"{model}*.ckpt"))
         if not found:
             raise InputError(
-                f"--ckpt_path last: no last checkpoint below {default_root_dir}; name the folder "
-                "of the run with --trainer.default_root_dir"
+                f"--ckpt_path {model}: no such checkpoint below {default_root_dir}; name the "
+                "folder of the run with --trainer.default_root_dir"
             )
         return max(found, key=lambda path: path.stat().st_mtime)
     path = Path(model)

@@ -136,6 +136,8 @@ class SegmentationTask(pl.LightningModule):
         self.levels: Callable[[Tensor], Tensor] | None = None
         self.batches: Callable[[Tensor], Tensor] | None = None
         self.decode: Callable[[NDArray[Any], Decoding], NDArray[Any]] = decode
+        # The weights that training started from, for `Tuning`; None where there were none.
+        self.start: dict[str, Tensor] | None = None
         if weights:
             self._start_from(weights)
 
@@ -318,11 +320,14 @@ class SegmentationTask(pl.LightningModule):
         `Tuning` changes the first at the end; a run that goes on compares with the second.
         """
         checkpoint["decoding"] = checkpoint["scored_with"] = asdict(self.decoding)
+        if self.start is not None:
+            checkpoint["start"] = self.start
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rate and weight decay of this run win over the stored ones."""
         if self._trainer is not None and self.trainer.training:
             self.decoding = Decoding(**checkpoint["scored_with"])
+            self.start = checkpoint.get("start")
         for state in checkpoint.get("optimizer_states", []):
             for group in state["param_groups"]:
                 group["lr"] *= self.lr / group["initial_lr"]
@@ -337,6 +342,7 @@ class SegmentationTask(pl.LightningModule):
             self.load_state_dict(stored.weights)
         except RuntimeError as error:
             raise InputError(f"{weights}: of another architecture: {error}") from error
+        self.start = stored.weights
         self.decoding, self.diameter = stored.decoding, stored.diameter
         self.ranges = stored.ranges
 

@@ -1,11 +1,11 @@
-"""What is chosen after training: how probabilities become nuclei."""
+"""What is chosen after training: how much of it counts, and how probabilities become nuclei."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from cellseg.data.datamodule import NucleiDataModule
@@ -32,12 +33,19 @@ CANDIDATES: dict[str, tuple[Any, ...]] = {
     "min_confidence": (0.0, 0.6, 0.65, 0.7, 0.75),
 }
 ROUNDS = 2
+# Of what was learnt, besides all of it, in a mixture with the weights that training started from.
+SHARES = (0.75, 0.5, 0.25, 0.0)
+# Name to tensor, of a whole task.
+Weights = dict[str, Tensor]
+# Probabilities (C, H, W) and true labels (H, W) of each image.
+Predictions = list[tuple[NDArray[np.float16], NDArray[Any]]]
 
 
 class Tuning(pl.Callback):
     """Tunes the decoding on validation when training ends, and stores it in the checkpoints.
 
-    The best checkpoint is read again for it, and stays in the model.
+    The best checkpoint is read again for it, and stays in the model. Where training started from
+    weights, those are mixed with what was learnt, as much as validation likes best.
 
     Args:
         images: Most validation images to use; 0 leaves the decoding as it is.
@@ -59,19 +67,19 @@ class Tuning(pl.Callback):
             )  # fmt: skip
             return
         content = torch.load(best, map_location="cpu", weights_only=True)
+        content["state_dict"], predictions = self._mixed(trainer, pl_module, content["state_dict"])
         pl_module.load_state_dict(content["state_dict"])
-        predictions = self._predictions(trainer, pl_module)
         if not any(target.any() for _, target in predictions):
             log.warning(
                 "No nuclei to validate on: decoding stays at %s", _flags(pl_module.decoding)
             )
             return
         pl_module.decoding, score = tune(predictions, pl_module.decoding)
-        for path in (best, best.with_name("last.ckpt")):
-            if path.is_file():
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                with draft(path) as name:
-                    torch.save({**content, "decoding": asdict(pl_module.decoding)}, name)
+        _store(best, content, pl_module.decoding)
+        last = best.with_name("last.ckpt")
+        if last.is_file():
+            content = torch.load(last, map_location="cpu", weights_only=True)
+            _store(last, content, pl_module.decoding)
         log.info(
             "Tuned on %d validation images: %s, mean AP %.3f",
             len(predictions), _flags(pl_module.decoding), score,
@@ -84,9 +92,35 @@ class Tuning(pl.Callback):
         if trainer.state.fn == "fit" and trainer.is_global_zero and trainer.global_step:
             log.warning("Stopped, so not tuned: %s", _flags(pl_module.decoding))
 
-    def _predictions(
-        self, trainer: pl.Trainer, pl_module: SegmentationTask
-    ) -> list[tuple[NDArray[np.float16], NDArray[Any]]]:
+    def _mixed(
+        self, trainer: pl.Trainer, pl_module: SegmentationTask, learnt: Weights
+    ) -> tuple[Weights, Predictions]:
+        """The weights to keep and what they predict.
+
+        Few images teach a trained model their own kind at the cost of what it knew. Between its
+        old and its new weights is often one that is better than both: Wortsman et al. 2022
+        (https://arxiv.org/abs/2109.01903).
+        """
+        pl_module.load_state_dict(learnt)
+        chosen = learnt, self._predictions(trainer, pl_module)
+        if pl_module.start is None:
+            return chosen
+        scored = {1.0: mean_ap(chosen[1], pl_module.decoding)}
+        for share in SHARES:
+            weights = mix(pl_module.start, learnt, share)
+            pl_module.load_state_dict(weights)
+            predictions = self._predictions(trainer, pl_module)
+            score = mean_ap(predictions, pl_module.decoding)
+            if score > max(scored.values()):
+                chosen = weights, predictions
+            scored[share] = score
+        log.info(
+            "Mean AP by the share of what was learnt, the rest being what it started from: %s",
+            ", ".join(f"{share:.0%} {score:.3f}" for share, score in scored.items()),
+        )
+        return chosen
+
+    def _predictions(self, trainer: pl.Trainer, pl_module: SegmentationTask) -> Predictions:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, NucleiDataModule)
         dataset = datamodule.whole_images("val")
@@ -103,6 +137,23 @@ class Tuning(pl.Callback):
         return predictions
 
 
+def mix(start: Weights, learnt: Weights, share: float) -> Weights:
+    """Weights between two, with so much of the second; whole numbers are those of the second."""
+    return {
+        name: start[name].lerp(value, share) if value.is_floating_point() else value
+        for name, value in learnt.items()
+    }
+
+
+def mean_ap(predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]], decoding: Decoding) -> float:
+    """The mean AP of predictions, a mean over images; see `tune`."""
+    each = [
+        scores(compare(target, decode(probs.astype(np.float32), decoding)))["map"]
+        for probs, target in predictions
+    ]
+    return float(np.mean(each))
+
+
 def tune(
     predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]], start: Decoding
 ) -> tuple[Decoding, float]:
@@ -115,21 +166,19 @@ def tune(
     Returns:
         The decoding and its mean AP.
     """
-
-    @cache
-    def score(decoding: Decoding) -> float:
-        each = [
-            scores(compare(target, decode(probs.astype(np.float32), decoding)))["map"]
-            for probs, target in predictions
-        ]
-        return float(np.mean(each))
-
+    score = cache(partial(mean_ap, predictions))
     best = start
     names = [name for name in CANDIDATES if name != "marker" or len(predictions[0][0]) > 1]
     for name in tqdm(names * ROUNDS, "Tuning", leave=False, disable=None):
         # The one at hand comes first, so that it stays where another is just as good.
         best = max([best, *(replace(best, **{name: v}) for v in CANDIDATES[name])], key=score)
     return best, score(best)
+
+
+def _store(path: Path, content: dict[str, Any], decoding: Decoding) -> None:
+    """Write a checkpoint with another decoding."""
+    with draft(path) as name:
+        torch.save({**content, "decoding": asdict(decoding)}, name)
 
 
 def _flags(decoding: Decoding) -> str:
