@@ -82,7 +82,8 @@ def _opened(file: File | Path) -> Any:
     import tifffile
 
     tiff = tifffile.TiffFile(file, _multifile=False)
-    if tiff.is_shaped and len(tiff.series) > 1 and all(len(s) == 1 for s in tiff.series):
+    alike = {(len(s), s.shape, s.dtype, s.axes) for s in tiff.series}
+    if tiff.is_shaped and len(tiff.series) > 1 and len(alike) == 1 and len(tiff.series[0]) == 1:
         # By what tifffile has noted in them, each would be an image of its own.
         tiff.close()
         if not isinstance(file, Path):
