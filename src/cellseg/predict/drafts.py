@@ -76,8 +76,11 @@ def make_way(path: Path, digests: Collection[str]) -> None:
         return
     # No image by its name, so nobody's input.
     names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
-    aside = next(free for free in names if not free.exists())
-    path.rename(aside)
+    try:
+        aside = next(free for free in names if not free.exists())
+        path.rename(aside)
+    except OSError as error:  # of this file alone
+        raise InputError(f"{path}: cannot be renamed: {error.strerror or error}") from error
     log.warning("%s is not as it was written here: kept as %s", path, aside.name)
 
 
