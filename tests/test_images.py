@@ -454,6 +454,10 @@ def test_fault_08_a_channel_that_is_not_there_is_refused_with_those_that_are(cha
         ),
         ({"ome": True, "metadata": {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}}, None),
         ({"ome": True}, None),
+        (
+            {"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um", "spacing": "abc"}},
+            0.25,
+        ),
         # Of pixels that are no squares, a length would be wrong in one direction.
         ({"ome": True, "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.6}}, None),
         ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "um"}}, None),

@@ -259,8 +259,8 @@ def test_no_file_of_a_person_is_overwritten(predict: Run, tmp_path: Path) -> Non
     # Without the journal, what has no tag of ours and another content may be anybody's.
     shutil.rmtree(out / ".cellseg")
     assert predict(*every) == 0
-    timed = {"summary.csv.edited", "report.html.edited", "run.json.edited"}
-    assert {path.name for path in out.glob("*.edited")} == timed
+    untagged = {"summary.csv", "report.html", "run.json", "a.geojson", "a_coco.json", "a_rois.zip"}
+    assert {path.name for path in out.glob("*.edited")} == {f"{n}.edited" for n in untagged}
     for path in out.glob("*.edited"):
         path.unlink()
 
@@ -278,6 +278,27 @@ def test_no_file_of_a_person_is_overwritten(predict: Run, tmp_path: Path) -> Non
     assert json.loads((out / "a.geojson.edited").read_text()) == mine
     assert (out / "objects.csv.edited").read_bytes() == ours["objects.csv"][:-1] + b"x"
     assert (out / "objects.csv").read_bytes() == ours["objects.csv"]
+
+
+@pytest.mark.parametrize("meanwhile", ["other formats", "damage"])
+def test_a_correction_outlives_runs_that_did_not_write_the_file(
+    meanwhile: str, predict: Run, tmp_path: Path
+) -> None:
+    source, path = save(tmp_path / "in" / "a.png"), tmp_path / "out" / "a.geojson"
+    assert predict("--output.formats", "labels,geojson") == 0
+    mine = json.loads(path.read_text())
+    mine["features"] = mine["features"][:1]
+    path.write_text(json.dumps(mine))
+    if meanwhile == "damage":
+        whole = source.read_bytes()
+        source.write_bytes(whole[:50])
+        assert predict("--output.formats", "labels,geojson") == 1
+        source.write_bytes(whole)
+    else:
+        assert predict("--output.formats", "labels") == 0
+    assert predict("--output.formats", "labels,geojson") == 0
+    assert json.loads(path.with_name("a.geojson.edited").read_text()) == mine
+    assert len(json.loads(path.read_text())["features"]) > 1
 
 
 def test_tables_of_earlier_formats_do_not_stay_beside_newer_ones(

@@ -84,11 +84,11 @@ def run(
             return EXIT_CODES["SIGINT"]
         raise
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):
             raise
         raise OutputError(
             "a process that reads images was killed, perhaps for want of memory; fewer of them "
-            "(--data.num_workers) or smaller batches need less"
+            "(--data.num_workers) or smaller batches need less; predict goes on where it stopped"
         ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import stat
@@ -12,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from zipfile import ZipFile
 
 from cellseg.data.images import SOFTWARE, SUFFIXES, is_image
 from cellseg.errors import InputError, few
@@ -232,9 +230,4 @@ def _software(path: Path) -> str:
 
         with Image.open(path) as picture:
             return str(picture.info.get("Software", ""))
-    if suffix == ".zip":
-        with ZipFile(path) as archive:
-            return archive.comment.decode()
-    if suffix in (".json", ".geojson"):
-        return str(json.loads(path.read_bytes()).get("software", ""))
     return ""

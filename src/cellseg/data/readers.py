@@ -158,7 +158,7 @@ def _read_czi(file: File, name: str) -> Recording:
         metadata = ElementTree.fromstring(czi.metadata() or "<none/>")
     names = [c.get("Name") for c in metadata.iterfind(".//Image/Dimensions/Channels/Channel")]
     x, y, z = (
-        in_micrometres(float(text or 0), "m")
+        in_micrometres(text, "m")
         for axis in "XYZ"
         for text in [metadata.findtext(f".//Scaling/Items/Distance[@Id='{axis}']/Value")]
     )

@@ -248,8 +248,12 @@ def side_of_square(width: float | None, height: float | None) -> float | None:
     return width if math.isclose(width, height, rel_tol=0.01) else None
 
 
-def in_micrometres(size: float, unit: str) -> float | None:
-    """A pixel size that a microscope can have, in um; else None."""
+def in_micrometres(size: Any, unit: str) -> float | None:
+    """A pixel size that a microscope can have, in um; else None, as for what is no number."""
+    try:
+        size = float(size)
+    except (TypeError, ValueError):
+        return None
     for mu in ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}", r"\u00B5"):  # ImageJ escapes it
         unit = unit.replace(mu, "u")
     size *= MICROMETRES.get(unit.lower().removesuffix("s"), math.nan)

@@ -194,7 +194,7 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
                 names = [channel.get("Name") for channel in image.iterfind("{*}Channel")]
                 x, y, z_step = (
                     in_micrometres(
-                        float(image.get(f"PhysicalSize{axis}", "nan")),
+                        image.get(f"PhysicalSize{axis}"),
                         image.get(f"PhysicalSize{axis}Unit", "um"),
                     )
                     for axis in "XYZ"
@@ -209,7 +209,7 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
             names = [_lut_colour(lut) for lut in metadata.get("LUTs", ())]
         unit = str(metadata.get("unit"))
         pixel_size = _side(page, unit)
-        z_step = in_micrometres(float(metadata.get("spacing", "nan")), unit)
+        z_step = in_micrometres(metadata.get("spacing"), unit)
     unit = {2: "inch", 3: "cm"}.get(page.resolutionunit, "")
     return names, pixel_size or _side(page, unit), z_step
 

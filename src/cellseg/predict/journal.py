@@ -72,6 +72,7 @@ class Journal:
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, set[str]] = {}
+        self._failed: dict[str, Place] = {}
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
@@ -154,7 +155,8 @@ class Journal:
             return self._digests(file)
 
     def _digests(self, file: str) -> dict[str, str]:
-        return dict(self.read(file)["digests"]) if file in self.entries else {}
+        place = self.entries[file].place if file in self.entries else self._failed.get(file)
+        return dict(self._line(place)["digests"]) if place else {}
 
     def add_table(self, name: str, draft: Path) -> None:
         """Tell of a file of the whole run before it is in place, where another shard finds it."""
@@ -183,6 +185,8 @@ class Journal:
 
     def _replace(self, content: Mapping[str, Any], outputs: Collection[str]) -> None:
         before = self._digests(_name(content))
+        # Also of what is no longer written: a person may have changed it.
+        content = {**content, "digests": {**before, **content.get("digests", {})}}
         if self._heading:
             self._append(self._heading)
             self._heading = {}
@@ -208,9 +212,11 @@ class Journal:
 
     def read(self, file: str) -> dict[str, Any]:
         """The whole entry of a file."""
-        place = self.entries[file].place
-        entry: dict[str, Any] = json.loads(self._seek(place).read(place[2]))
-        return entry
+        return self._line(self.entries[file].place)
+
+    def _line(self, place: Place) -> dict[str, Any]:
+        line: dict[str, Any] = json.loads(self._seek(place).read(place[2]))
+        return line
 
     def close(self) -> None:
         """Close the files that reading has opened."""
@@ -246,13 +252,14 @@ class Journal:
             return
         if content["time"] < self._times.get(file, 0):
             return
-        if "file" in content and "digests" not in content:  # of an earlier layout
+        if "digests" not in content:  # of an earlier layout
             return
         self._times[file] = content["time"]
         self.entries.pop(file, None)
         self.failures.pop(file, None)
         if "failed" in content:
             self.failures[file] = content["row"]
+            self._failed[file] = place
         else:
             names = ("stem", "size", "mtime", "sha256", "settings", "outputs", "kept")
             self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)

@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
-from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.drafts import SOFTWARE, draft, write_text
+from cellseg.predict.drafts import draft, write_text
 
 if TYPE_CHECKING:
     from roifile import ImagejRoi
@@ -85,8 +84,6 @@ def write_rois(
             rois.append(roi)
     with draft(path) as name:
         roiwrite(name, rois, mode="w")
-        with ZipFile(name, "a") as archive:
-            archive.comment = SOFTWARE.encode()
 
 
 def write_geojson(
@@ -261,6 +258,5 @@ def _roi(outline: Polygon | MultiPolygon, name: str) -> ImagejRoi:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    tagged = {**content, "software": SOFTWARE}
     # Indented, every coordinate would take a line.
-    write_text(path, json.dumps(tagged, separators=(",", ":")) + "\n")
+    write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
