@@ -186,6 +186,7 @@ class PredictionWriter(BasePredictionWriter):
         """Stop after the image at hand, or at a second Ctrl-C at once."""
         if number == signal.SIGINT:
             if self.processes.asked:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # while all is being closed
                 raise KeyboardInterrupt
             log.warning("Stopping after the image at hand; Ctrl-C again stops at once")
         self.processes.stop(signal.Signals(number).name)
@@ -233,7 +234,7 @@ class PredictionWriter(BasePredictionWriter):
             str(self.journal.failures[f]["message"]) for f in own if f in self.journal.failures
         ]
         if failures:
-            log.warning("Failed: %s", "; ".join(failures[:3]) + ("; …" if failures[3:] else ""))
+            log.warning("Failed: %s", few(failures, 3))
         return failed
 
     def _is_whole(self, file: str) -> bool:
