@@ -38,6 +38,7 @@ class Stop(Callback):
             os.killpg(0, signal.SIGTERM if self.how == "term" else signal.SIGINT)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with "&"
     sys.exit(main(allow=["__main__"]))
 """
 
