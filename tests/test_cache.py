@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,24 @@ def test_a_run_that_comes_second_takes_the_entry_of_the_first(
     (entry,) = prepared(root, tmp_path / "cache")
     assert entry.labels().max() == 2
     assert contents(tmp_path / "cache") == ["digest.txt", "image.npy", "labels.npy"]
+
+
+def test_processes_of_equal_number_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = kaggle(tmp_path / "root")
+    write, save = cache._write, np.save
+
+    def meanwhile(path: Path, pixels: np.ndarray) -> None:
+        monkeypatch.setattr(np, "save", save)
+        write(path.parents[1] / entry_name, pixels, pixels, "")
+        save(path, pixels)
+
+    (entry,) = prepared(root, tmp_path / "cache")
+    entry_name = entry.folder.name
+    shutil.rmtree(entry.folder)
+    monkeypatch.setattr(np, "save", meanwhile)
+    prepared(root, tmp_path / "cache")
 
 
 def test_a_cache_below_a_file_is_refused_with_the_flag(tmp_path: Path) -> None:

@@ -64,6 +64,29 @@ def test_first_line_comes_before_the_heavy_imports() -> None:
     assert not any("torch" in line or "lightning" in line for line in before)
 
 
+def test_ctrl_c_during_the_imports_ends_at_once() -> None:
+    code = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+from cellseg.cli import main
+
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "cellseg.application":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("as extension modules make of it")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with "&"
+sys.meta_path.insert(0, CtrlC())
+sys.exit(main(["predict", "--help"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [f"cellseg {__version__}: predict …"]
+
+
 @pytest.mark.parametrize("command", [[], *([name] for name in EXAMPLES)])
 def test_help_at_every_level_starts_with_examples(
     command: list[str], capsys: pytest.CaptureFixture[str]

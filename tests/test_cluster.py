@@ -84,7 +84,7 @@ def tables(out: Path) -> set[str]:
 
 def finished(out: Path) -> list[Path]:
     """The label images that are there under their names."""
-    return [path for path in out.rglob("*_labels.tif") if not path.name.startswith(".")]
+    return [path for path in out.rglob("*_labels.tif") if ".cellseg" not in path.parts]
 
 
 def wait_for(out: Path, count: int) -> None:
@@ -178,6 +178,20 @@ def test_shards_do_their_files_and_the_last_one_writes_the_tables_of_all(tmp_pat
         assert content(out) == content(tmp_path / "one")
         assert summary(out) == summary(tmp_path / "one")
     assert set(times_done(out).values()) == {1}
+
+
+def test_a_shard_that_is_stopped_says_what_is_left(images: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    run = start(arguments(images, out, "--data.shard", "0/2"), log)
+    wait_for(out, 5)
+    run.terminate()
+    assert run.wait(MINUTE) == 143
+    names = [path.relative_to(images).as_posix() for path in images.rglob("*.png")]
+    mine = sum(name in Shard(0, 2) for name in names)
+    left = mine - len(finished(out))
+    assert 0 < left < mine
+    assert f"{left} of {mine} images are left" in log.read_text()
+    assert not (out / "summary.csv").exists()  # that is for the last shard to write
 
 
 def test_an_empty_shard_is_no_error(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,6 +244,15 @@ def test_arrays_that_are_no_image_are_refused(shape: tuple[int, ...], trained: P
     model = load(str(find_checkpoint(trained, "best")))
     with pytest.raises(ValueError, match="an image is"):
         model.predict(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "choice", [{"diameter": -5}, {"diameter": "small"}, {"diameter": np.nan}, {"invert": "yes"}]
+)
+def test_choices_that_are_none_are_refused(choice: dict[str, Any], trained: Path) -> None:
+    model = load(str(find_checkpoint(trained, "best")))
+    with pytest.raises(ValueError, match=f"{next(iter(choice))}=.*: must be"):
+        model.predict(np.zeros((40, 40)), **choice)
 
 
 def test_importing_the_package_stays_quick() -> None:

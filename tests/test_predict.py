@@ -22,8 +22,7 @@ from skimage.segmentation import find_boundaries
 
 from cellseg import __version__
 from cellseg.data.synthetic import generate
-from cellseg.errors import OutputError
-from cellseg.predict import formats, pictures, writer
+from cellseg.predict import formats, pictures, results, writer
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.results import About, write_results
 from conftest import SHARED, cellseg, find_checkpoint
@@ -335,21 +334,22 @@ def test_fault_16_output_that_cannot_be_written_is_named(
     assert str(tmp_path / "file") in last
 
 
-def test_no_half_file_is_left_when_writing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fault_16_a_full_disk_leaves_the_earlier_results_and_no_draft(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "a_labels.tif"
-    path.write_text("earlier work")
+    save(tmp_path / "in" / "a.png")
+    _, out = predict(tmp_path / "in")
+    earlier = {path.name: path.read_bytes() for path in out.glob("a_*")}
 
-    def full(name: Path, *args: object, **kwargs: object) -> None:
+    def full(name: Path, *args: object) -> None:
         Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tifffile, "imwrite", full)
-    with pytest.raises(OutputError, match="No space left"):
-        formats.write_labels(path, np.zeros((3, 3), np.uint16))
-    assert path.read_text() == "earlier work"
-    assert tree(tmp_path) == {"a_labels.tif"}
+    with monkeypatch.context() as disk:
+        disk.setattr(results, "write_overlay", full)  # the labels are written by then
+        assert predict(tmp_path / "in", "--decode.threshold", "0.7")[0] == 1
+    assert {path.name: path.read_bytes() for path in out.glob("a_*")} == earlier
+    assert not list(out.rglob(".draft-*"))
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -540,7 +540,10 @@ def test_outlines_are_the_inner_boundaries_of_scikit_image() -> None:
         np.testing.assert_array_equal(pictures.inner_boundaries(labels), expected)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), ValueError("odd"), RuntimeError("no memory")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), ValueError("odd"), RuntimeError("no memory"), OSError("connection lost")],
+)
 def test_one_file_that_fails_in_its_middle_is_an_error_row(
     error: Exception, predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from cellseg.data.images import read_labels, read_recording
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
 from cellseg.predict import formats, pictures
-from cellseg.predict.journal import Journal
+from cellseg.predict.drafts import Drafts
+from cellseg.predict.journal import Journal, Place
 from cellseg.predict.tables import write_tables
 from conftest import cellseg
 
@@ -158,7 +161,9 @@ def test_one_plane_of_a_stack_is_predicted_on_demand(
     pixels = stack(tmp_path / "in" / "s.tif")
     chosen = pixels.max(0) if plane == "max" else pixels[1]
     Image.fromarray(chosen).save(tmp_path / "in" / "single.png")
-    assert predict("--data.plane", plane, "--data.include", "s.tif") == 0
+    config = tmp_path / "config.yaml"  # where a number needs no quotes
+    config.write_text(f"data:\n  plane: {plane}\n")
+    assert predict("--config", config, "--data.include", "s.tif") == 0
     labels = tifffile.imread(tmp_path / "out" / "s_labels.tif")
     shutil.rmtree(tmp_path / "out")
     assert predict("--data.include", "single.png") == 0
@@ -255,11 +260,14 @@ def test_no_file_of_a_person_is_overwritten(predict: Run, tmp_path: Path) -> Non
     assert predict(*every) == 0
     names = [path.name for path in out.iterdir() if path.is_file()]
     assert len(names) == 12
+    assert not any(b"\r" in (out / name).read_bytes() for name in names if name.endswith(".csv"))
     ours = {name: (out / name).read_bytes() for name in names}
-    # Without the journal, what has no tag of ours and another content may be anybody's.
+    # Without the journal, what has no tag of ours may be anybody's, also what we cannot read.
     shutil.rmtree(out / ".cellseg")
+    (out / "a_overlay.png").write_bytes(b"a picture of another kind")
     assert predict(*every) == 0
     untagged = {"summary.csv", "report.html", "run.json", "a.geojson", "a_coco.json", "a_rois.zip"}
+    untagged.add("a_overlay.png")
     assert {path.name for path in out.glob("*.edited")} == {f"{n}.edited" for n in untagged}
     for path in out.glob("*.edited"):
         path.unlink()
@@ -299,6 +307,39 @@ def test_a_correction_outlives_runs_that_did_not_write_the_file(
     assert predict("--output.formats", "labels,geojson") == 0
     assert json.loads(path.with_name("a.geojson.edited").read_text()) == mine
     assert len(json.loads(path.read_text())["features"]) > 1
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_fault_17_results_of_a_killed_run_are_not_taken_for_a_person_s(
+    moved: int, predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    formats = "--output.formats", "labels,geojson"
+    assert predict(*formats) == 0
+    clean = content(tmp_path / "out")
+
+    def killed(drafts: Drafts, known: object) -> None:
+        for name in sorted(drafts.digests)[:moved]:
+            os.replace(drafts._folder / name, tmp_path / "out" / name)
+        raise KeyboardInterrupt
+
+    for threshold in (0.7, 0.8):
+        with monkeypatch.context() as kill:
+            kill.setattr(Drafts, "move", killed)
+            assert predict(*formats, "--decode.threshold", threshold) == 130
+    assert predict(*formats) == 0  # as at first, so the entry of that run seems to tell of it
+    assert content(tmp_path / "out") == clean
+
+
+def test_two_runs_into_one_folder_do_not_spoil_its_journal(tmp_path: Path) -> None:
+    def keep(journal: Journal) -> list[tuple[str, Place]]:
+        texts = [f"{id(journal)} {number}\n" for number in range(3000)]
+        return [(text, journal.keep(text)) for text in texts]
+
+    with closing(Journal(tmp_path)) as one, closing(Journal(tmp_path)) as other:
+        with ThreadPoolExecutor(2) as threads:
+            kept = [pair for each in threads.map(keep, (one, other)) for pair in each]
+        assert [one.text(place) for _, place in kept] == [text for text, _ in kept]
 
 
 def test_tables_of_earlier_formats_do_not_stay_beside_newer_ones(
@@ -560,7 +601,7 @@ def test_a_file_that_was_damaged_since_leaves_no_earlier_results(
 
 
 def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) -> None:
-    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "digests": {}}
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}}
     first, second = Journal(tmp_path, "1"), Journal(tmp_path, "0")
     first.add_failure("a", {"message": "damaged"})
     first.add("b", {**facts, "settings": "old"})
@@ -578,7 +619,7 @@ def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) ->
 
 def test_a_table_is_put_together_of_the_parts_of_its_images(tmp_path: Path) -> None:
     facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
-    facts |= {"rows": [ROW], "digests": {}}
+    facts |= {"rows": [ROW]}
     parts = {
         "a": ["file,plane,label,mean_1\na,,1,0.5\n", "file,plane,label,mean_1\na,,2,0.25\n"],
         "b": ["file,plane,label,mean_ü\nb,,1,7\n"],
@@ -604,7 +645,7 @@ def test_what_is_kept_for_the_tables_does_not_slow_a_rerun_down(tmp_path: Path) 
     assert [journal.text(place) for place in places] == texts
     journal.close()
     facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": "", "stem": ""}
-    journal.add("a", {**facts, "digests": {}, "objects": places})
+    journal.add("a", {**facts, "objects": places})
     assert journal.path.stat().st_size < 1000
 
 
@@ -669,15 +710,17 @@ def test_drafts_of_killed_processes_are_swept_when_all_is_done(
     predict: Run, tmp_path: Path
 ) -> None:
     save(tmp_path / "in" / "a.png")
-    (tmp_path / "out" / "deep").mkdir(parents=True)
-    for name, age in ((0, 9), (1, -999)):
-        path = tmp_path / "out" / "deep" / f".draft-0123abc{name}.tif"
-        path.write_text("half")
-        os.utime(path, (time.time() - age,) * 2)
+    for number, age in ((0, 9), (1, -999)):
+        table = tmp_path / "out" / f".draft-0123abc{number}.csv"
+        labels = tmp_path / "out" / ".cellseg" / f".draft-0123abc{number}" / "a_labels.tif"
+        labels.parent.mkdir(parents=True)
+        for path in (table, labels):
+            path.write_text("half")
+            os.utime(path, (time.time() - age,) * 2)
     (tmp_path / "out" / ".draft-mine").write_text("foreign")
     assert predict() == 0
     drafts = {path.name for path in (tmp_path / "out").rglob(".draft-*")}
-    assert drafts == {".draft-0123abc1.tif", ".draft-mine"}
+    assert drafts == {".draft-0123abc1", ".draft-0123abc1.csv", ".draft-mine"}
 
 
 def test_overwrite_starts_over(predict: Run, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from cellseg.nn.int8 import measure, quantised
 from cellseg.nn.unet import UNet
 from cellseg.quantise import main as quantise
 from cellseg.runtime import choose, compile_levels
-from conftest import cellseg, find_checkpoint
+from conftest import cellseg, find_checkpoint, write_nuclei
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
@@ -200,8 +200,11 @@ def test_quantise_measures_a_released_model_on_the_images_it_was_trained_on(
         return item
 
     monkeypatch.setattr(CropDataset, "__getitem__", watch)
+    more = tmp_path / "more"  # images that the model does not know
+    shutil.copytree(nuclei, more)
+    write_nuclei(more, 8, start=50)
     flags = ("--data.crop_size", "32", "--data.num_workers", "0", "--data.split_seed", "5")
-    assert quantise([str(model), "--data.root", str(nuclei), *flags]) == 0
+    assert quantise([str(model), "--data.root", str(more), *flags]) == 0
     stored = read(model)
     assert stored.split is not None and seen == set(stored.split["train"].values())
     assert stored.ranges and all(low < high for low, high in stored.ranges.values())

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cellseg.callbacks import Dashboard
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 Fails = Callable[..., str]
@@ -41,6 +43,14 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with "&"
     sys.exit(main(allow=["__main__"]))
 """
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 6, 65])
+def test_panels_show_as_many_images_as_there_are(size: int) -> None:
+    trainer = SimpleNamespace(num_val_batches=[size])
+    shown = Dashboard(images=4)._panel_batches(trainer)  # type: ignore[arg-type]
+    assert len(shown) == min(4, size)
+    assert 0 <= min(shown) <= max(shown) < size
 
 
 def scalars(run: Path, tag: str) -> dict[int, float]:

@@ -179,7 +179,8 @@ class Dashboard(pl.Callback):
     def _panel_batches(self, trainer: pl.Trainer) -> set[int]:
         # Spread over the validation images, which are sorted, so that all kinds are shown.
         size = int(trainer.num_val_batches[0])
-        return {place * size // self.images for place in range(min(self.images, size))}
+        count = min(self.images, size)
+        return {place * size // count for place in range(count)}
 
     def _is_panel_epoch(self, trainer: pl.Trainer) -> bool:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs

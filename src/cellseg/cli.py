@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cellseg import __version__
 from cellseg.errors import InputError, OutputError
+from cellseg.signals import end_at_once
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -42,7 +43,8 @@ def main(
     # At once: the imports that follow take seconds.
     log.info("cellseg %s: %s …", __version__, args[0] if args else "help")
     try:
-        from cellseg.application import run
+        with end_at_once():
+            from cellseg.application import run
 
         return run(args or ["--help"], model_class, allow)
     except (InputError, ArgumentError) as error:

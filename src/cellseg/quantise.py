@@ -95,6 +95,9 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
     net = SegmentationTask(**architecture, weights=str(path)).eval().net
     datamodule.trained_split = stored.split
     datamodule.setup("fit")
+    trained = (stored.split or {}).get("train", {})
+    if known := [sample for sample in datamodule.sides["train"] if sample.digest() in trained]:
+        datamodule.sides["train"] = known
     crops = tqdm(datamodule.train_dataloader(), "Measuring", leave=False, disable=None)
     fast = torch.channels_last
     ranges = measure(net, (batch["image"].contiguous(memory_format=fast) for batch in crops))

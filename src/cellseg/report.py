@@ -267,7 +267,7 @@ def rows(images: Sequence[Scored]) -> str:
     lines = io.StringIO(newline="")
     counts = ("true", "predicted", *MISTAKES)
     columns = ["image", "group", "modality", *counts, *images[0].scores]
-    writer = csv.writer(lines)
+    writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     for image in images:
         numbers = [f"{image.sums[name]:g}" for name in counts]

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # With the exit codes that shells have for them.
 EXIT_CODES = {signal.SIGINT.name: 130, signal.SIGTERM.name: 143}
+
+
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process within the block without a word.
+
+    While modules are imported it may surface as any error, and no work is lost yet.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(EXIT_CODES["SIGINT"]))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def outlive_signals(worker: int = 0) -> None:

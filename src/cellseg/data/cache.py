@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 
@@ -98,7 +99,8 @@ def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array,
 
 
 def _write(folder: Path, image: Array, labels: Array, digest: str) -> None:
-    draft = folder.with_name(f".draft-{os.getpid()}-{folder.name}")
+    # Unique also among machines that share the cache, whose process numbers may be equal.
+    draft = folder.with_name(f".draft-{token_hex(4)}-{folder.name}")
     try:
         draft.mkdir(parents=True)
         np.save(draft / "image.npy", np.ascontiguousarray(image))

@@ -157,8 +157,8 @@ class NucleiDataModule(pl.LightningDataModule):
         test_dir: Path | None = None,
         preds_dir: list[str] | None = None,
         predict_dir: Path | None = None,
-        channel: str | None = None,
-        plane: str = "all",
+        channel: str | int | None = None,
+        plane: str | int = "all",
         invert: bool | Literal["auto"] = "auto",
         diameter: float | Literal["auto", "none"] = "none",
         pixel_size: float | None = None,
@@ -208,6 +208,8 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(f"--data.diameter {diameter:g}: must be positive, auto or none")
         if pixel_size is not None and not pixel_size > 0:
             raise InputError(f"--data.pixel_size {pixel_size:g}: must be positive")
+        # In a YAML file a number is one without quotes.
+        channel, plane = None if channel is None else str(channel), str(plane)
         if plane not in ("all", "max") and not plane.isdecimal():
             raise InputError(f"--data.plane {plane}: must be a number from 0, max or all")
         self.channel = channel

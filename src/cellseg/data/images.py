@@ -224,8 +224,9 @@ def as_number(pixels: Array) -> Array:
     """Any real type as uint8, uint16 or float32."""
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
-    if pixels.dtype in (np.uint8, np.uint16):
-        return pixels
+    native = pixels.dtype.newbyteorder("=")  # what is mapped from disk may be big-endian
+    if native in (np.uint8, np.uint16):
+        return pixels.astype(native, copy=False)
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, and counts as such
         return pixels.astype(np.float32)
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -14,17 +15,19 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Self
 
 from cellseg import __version__
-from cellseg.data.listing import digest_of, is_own_output
+from cellseg.data.listing import digest_of, is_own_output, size_and_time
 from cellseg.errors import InputError, OutputError
 
 log = logging.getLogger(__name__)
 
 # The tag of results that have a place for one, see `listing.is_own_output`.
 SOFTWARE = f"cellseg {__version__}"
-DRAFT = re.compile(r"\.draft-[0-9a-f]{8}\.")
+DRAFT = re.compile(r"\.draft-[0-9a-f]{8}(\.\w+)?")
+# What a results folder holds besides results.
+FOLDER = ".cellseg"
 
 
 @contextmanager
@@ -40,26 +43,86 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
         InputError: The name is too long for the file system.
         OutputError: The folder or the file cannot be written.
     """
-    # Unique also among machines that share a folder, whose process numbers may be equal.
-    name = path.with_name(f".draft-{token_hex(4)}{path.suffix}")
+    name = path.with_name(f"{_draft_name()}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield name
-        try:
-            os.replace(name, path)
-        except PermissionError:
-            if not second_name:
-                raise
-            second = path.with_stem(f"{path.stem}_2")
-            os.replace(name, second)
-            log.warning("%s is open in another program; written as %s", path, second.name)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield name
+            try:
+                os.replace(name, path)
+            except PermissionError:
+                if not second_name:
+                    raise
+                second = path.with_stem(f"{path.stem}_2")
+                os.replace(name, second)
+                log.warning("%s is open in another program; written as %s", path, second.name)
+    finally:
+        with suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+class Drafts:
+    """The files of one image: written aside, then moved to their places one after the other.
+
+    As a context manager it leaves nothing behind that did not get there.
+
+    Args:
+        dir: The results folder.
+        stem: What the files are called, without their endings.
+
+    Attributes:
+        digests: Of what was written, by the names relative to the results folder.
+    """
+
+    def __init__(self, dir: Path, stem: str) -> None:
+        self.dir = dir
+        self.stem = stem
+        self.digests: dict[str, str] = {}
+        self._folder = dir / FOLDER / _draft_name()
+
+    @contextmanager
+    def draft(self, ending: str) -> Iterator[Path]:
+        """A temporary file for the result whose name ends in this; errors are as of `draft`."""
+        path = self.dir / f"{self.stem}{ending}"
+        with _writing(path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            yield self._folder / path.name
+            self.digests[f"{self.stem}{ending}"] = digest_of(self._folder / path.name)
+
+    def move(self, known: Mapping[str, Collection[str]]) -> None:
+        """Move all files to their places.
+
+        Args:
+            known: Digests of what was written there before, see `make_way`.
+        """
+        for name in self.digests:
+            path = self.dir / name
+            make_way(path, known.get(name, ()))
+            with _writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self._folder / path.name, path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _draft_name() -> str:
+    # Unique also among machines that share a folder, whose process numbers may be equal.
+    return f".draft-{token_hex(4)}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns errors of writing a file into those that are for people."""
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # of this file alone
             raise InputError(f"{path.name}: too long for the name of a file; shorten it") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            name.unlink(missing_ok=True)
 
 
 def make_way(path: Path, digests: Collection[str]) -> None:
@@ -71,8 +134,9 @@ def make_way(path: Path, digests: Collection[str]) -> None:
     """
     if not os.path.isfile(path):
         return
-    ours = digest_of(path) in digests if digests else is_own_output(path)
-    if ours or not is_whole(path):
+    # What was written here and is damaged since is nothing that a person made.
+    ours = digest_of(path) in digests or not is_whole(path) if digests else is_own_output(path)
+    if ours:
         return
     # No image by its name, so nobody's input.
     names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
@@ -84,19 +148,17 @@ def make_way(path: Path, digests: Collection[str]) -> None:
     log.warning("%s is not as it was written here: kept as %s", path, aside.name)
 
 
-def sweep(folder: Path, before: float) -> None:
-    """Delete the drafts that killed processes have left.
+def sweep(dir: Path, before: float) -> None:
+    """Delete the drafts that killed processes have left in a results folder.
 
     Args:
-        folder: Where, with all below it.
+        dir: The results folder.
         before: Drafts that were changed since this time may still be written.
     """
-    for parent, _, names in os.walk(folder):
-        for name in filter(DRAFT.match, names):
-            with suppress(OSError):
-                path = Path(parent, name)
-                if path.stat().st_mtime < before:
-                    path.unlink()
+    for path in (*dir.glob(".draft-*"), *(dir / FOLDER).glob(".draft-*")):
+        with suppress(OSError):
+            if DRAFT.fullmatch(path.name) and size_and_time(path)[1] < before * 1e9:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_whole(path: Path) -> bool:

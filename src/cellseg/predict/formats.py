@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.drafts import SOFTWARE, draft
+from cellseg.predict.drafts import SOFTWARE
 from cellseg.predict.pictures import to_bytes
 
 # Side in px of a tile of a large label image.
@@ -40,10 +40,8 @@ def write_labels(
     import tifffile
 
     highest = float(labels.max(initial=1))
-    with draft(path) as name:
-        tifffile.imwrite(
-            name, labels, **_tags(labels.shape, labels.dtype, highest, axes, pixel_size, z_step)
-        )
+    tags = _tags(labels.shape, labels.dtype, highest, axes, pixel_size, z_step)
+    tifffile.imwrite(path, labels, **tags)
 
 
 def write_label_strips(
@@ -67,11 +65,10 @@ def write_label_strips(
     import tifffile
 
     tags = _tags(shape, np.dtype(np.uint32), 1, axes, pixel_size, z_step)
-    with draft(path) as name:
-        tifffile.imwrite(
-            name, _tiles(strips, shape[-2]), shape=shape, dtype=np.uint32, bigtiff=True,
-            tile=(LABEL_TILE, LABEL_TILE), **tags,
-        )  # fmt: skip
+    tifffile.imwrite(
+        path, _tiles(strips, shape[-2]), shape=shape, dtype=np.uint32, bigtiff=True,
+        tile=(LABEL_TILE, LABEL_TILE), **tags,
+    )  # fmt: skip
 
 
 def _tiles(strips: Iterable[NDArray[Any]], height: int) -> Iterator[NDArray[Any]]:
@@ -129,10 +126,9 @@ def write_probs(path: Path, probs: NDArray[np.float32]) -> None:
     """Probabilities (..., H, W) as a TIFF of 0 to 255."""
     import tifffile
 
-    with draft(path) as name:
-        tifffile.imwrite(
-            name, to_bytes(probs), compression="zlib", software=SOFTWARE, photometric="minisblack"
-        )
+    tifffile.imwrite(
+        path, to_bytes(probs), compression="zlib", software=SOFTWARE, photometric="minisblack"
+    )
 
 
 @contextmanager
@@ -140,13 +136,12 @@ def probs_on_disk(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uin
     """A file like that of `write_probs`, uncompressed, as an array to be filled in the block."""
     import tifffile
 
-    with draft(path) as name:
-        content = tifffile.memmap(
-            name, shape=shape, dtype=np.uint8, bigtiff=True, software=SOFTWARE,
-            photometric="minisblack", metadata=None,
-        )  # fmt: skip
-        yield content
-        content.flush()
+    content = tifffile.memmap(
+        path, shape=shape, dtype=np.uint8, bigtiff=True, software=SOFTWARE,
+        photometric="minisblack", metadata=None,
+    )  # fmt: skip
+    yield content
+    content.flush()
 
 
 def _colours() -> NDArray[np.uint8]:

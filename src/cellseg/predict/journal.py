@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from cellseg.data.listing import digest_of, size_and_time
 from cellseg.errors import OutputError
+from cellseg.predict.drafts import FOLDER
 
-FOLDER = ".cellseg"
 # Files that are held open to read from; a system may allow 1,024 in all.
 OPEN = 100
 
@@ -51,10 +51,11 @@ class Entry:
 class Journal:
     """The finished files of a results folder.
 
-    Each process appends to a journal of its own, a line only once all files it tells of are in
-    place; whatever happens, a line that is there whole is true. The newest line of a file counts.
-    What only the tables of the run need lies in a second file, which a rerun does not read: an
-    image may have a million nuclei.
+    Each process appends to a journal of its own: what a file's results will hold before they take
+    their places, so that they are known as ours whatever happens, and that the file is done once
+    they have. A line that is there whole is true, and the newest one of a file counts. What only
+    the tables of the run need lies in a second file, which a rerun does not read: an image may
+    have a million nuclei.
 
     Args:
         dir: The results folder.
@@ -72,7 +73,8 @@ class Journal:
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, set[str]] = {}
-        self._failed: dict[str, Place] = {}
+        # Of the lines with digests, for files that are under way or have failed.
+        self._digests_at: dict[str, Place] = {}
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
@@ -104,6 +106,8 @@ class Journal:
         """
         entry = self.entries.get(file)
         if entry is None or (entry.stem, entry.settings) != (stem, settings):
+            return False
+        if file in self._digests_at:  # a process was killed while it replaced the results
             return False
         try:
             size, mtime = size_and_time(source)
@@ -149,14 +153,30 @@ class Journal:
         """The first line of what was kept at a place."""
         return self._seek(place).readline().decode().rstrip("\n")
 
-    def digests(self, file: str) -> dict[str, str]:
-        """Of the results of a file as they were written, by their names."""
-        with self._lock:
-            return self._digests(file)
+    def announce(self, file: str, digests: Mapping[str, str]) -> dict[str, list[str]]:
+        """Tell what the results of a file will hold, before they take their places.
 
-    def _digests(self, file: str) -> dict[str, str]:
-        place = self.entries[file].place if file in self.entries else self._failed.get(file)
+        Args:
+            file: Its name.
+            digests: Of the results, by their names.
+
+        Returns:
+            Digests of all that was written under any name for this file before.
+        """
+        with self._lock:
+            known = self._digests(file)
+            told = {name: sorted({*known.get(name, ()), digests[name]}) for name in digests}
+            self._tell({"announced": file, "digests": known | told})
+            return known
+
+    def _digests(self, file: str) -> dict[str, list[str]]:
+        place = self._place_of_digests(file)
         return dict(self._line(place)["digests"]) if place else {}
+
+    def _place_of_digests(self, file: str) -> Place | None:
+        if file in self.entries and file not in self._digests_at:
+            return self.read(file)["digests_at"]  # type: ignore[no-any-return]
+        return self._digests_at.get(file)
 
     def add_table(self, name: str, draft: Path) -> None:
         """Tell of a file of the whole run before it is in place, where another shard finds it."""
@@ -170,10 +190,10 @@ class Journal:
 
         Args:
             file: Its name.
-            entry: The fields of `Entry`, the `digests` of the outputs, and what else there is.
+            entry: The fields of `Entry`, and what else there is.
         """
         with self._lock:
-            self._replace({"file": file, **entry, "kept": self._kept}, entry["outputs"])
+            self._replace(file, {"file": file, **entry, "kept": self._kept}, entry["outputs"])
 
     def add_failure(self, file: str, row: Mapping[str, Any]) -> None:
         """Tell that a file could not be done; it is tried again by the next run.
@@ -181,18 +201,16 @@ class Journal:
         What an earlier run wrote of it is deleted, unless someone has changed it.
         """
         with self._lock:
-            self._replace({"failed": file, "row": dict(row)}, ())
+            self._replace(file, {"failed": file, "row": dict(row)}, ())
 
-    def _replace(self, content: Mapping[str, Any], outputs: Collection[str]) -> None:
-        before = self._digests(_name(content))
-        # Also of what is no longer written: a person may have changed it.
-        content = {**content, "digests": {**before, **content.get("digests", {})}}
+    def _replace(self, file: str, content: Mapping[str, Any], outputs: Collection[str]) -> None:
         if self._heading:
             self._append(self._heading)
             self._heading = {}
-        self._tell(content)
-        for name in before.keys() - set(outputs):
-            self._remove(name, {before[name]})
+        known = self._digests(file)
+        self._tell({**content, "digests_at": self._place_of_digests(file)})
+        for name in known.keys() - set(outputs):
+            self._remove(name, known[name])
 
     def _tell(self, content: Mapping[str, Any]) -> None:
         # Of machines that share a folder, one may be ahead in time.
@@ -252,14 +270,20 @@ class Journal:
             return
         if content["time"] < self._times.get(file, 0):
             return
-        if "digests" not in content:  # of an earlier layout
+        if "announced" in content:
+            self._times[file] = content["time"]
+            self._digests_at[file] = place
+            return
+        if "digests_at" not in content:  # of an earlier layout
             return
         self._times[file] = content["time"]
         self.entries.pop(file, None)
         self.failures.pop(file, None)
+        self._digests_at.pop(file, None)
         if "failed" in content:
             self.failures[file] = content["row"]
-            self._failed[file] = place
+            if content["digests_at"]:
+                self._digests_at[file] = content["digests_at"]
         else:
             names = ("stem", "size", "mtime", "sha256", "settings", "outputs", "kept")
             self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)
@@ -274,8 +298,9 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as end:
-                offset = end.tell()
                 end.write(content)
+                end.flush()
+                offset = end.tell() - len(content)  # another run may write to it too
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         return name, offset, len(content)
@@ -298,7 +323,9 @@ class Journal:
 
 def _name(content: Mapping[str, Any]) -> str:
     """Which file a line of a journal tells of."""
-    return str(content.get("file") or content.get("failed") or content["table"])
+    return str(
+        next(content[key] for key in ("file", "failed", "announced", "table") if key in content)
+    )
 
 
 def hash_of(values: Mapping[str, Any]) -> str:

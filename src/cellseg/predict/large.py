@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.instances import Decoding, narrow
+from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import probs_on_disk, write_label_strips, write_labels
 from cellseg.predict.measure import measure, touches_border
 from cellseg.predict.pictures import outlined, shrunk, to_bytes
@@ -21,7 +22,6 @@ from cellseg.predict.results import (
     FORMATS,
     SIDE,
     About,
-    Outputs,
     diameter_counts,
     summary_row,
     table_text,
@@ -49,6 +49,7 @@ class LargeResult:
         maps: Gives the maps (C, h, w) of a plane, rows and columns.
         decoding: How they become nuclei.
         tick: Called before each tile; what it raises ends the work.
+        keep: Puts aside the table of a tile's nuclei, and gives its place.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class LargeResult:
         maps: Callable[[int, slice, slice], NDArray[np.float32]],
         decoding: Decoding,
         tick: Callable[[], None],
+        keep: Callable[[str], Any],
     ) -> None:
         self.about = about
         self.image = image
         self.maps = maps
         self.decoding = decoding.at(about.scale)
         self.tick = tick
+        self.keep = keep
         self.shape: tuple[int, int, int] = image.shape
         # The overlay shows one pixel of so many a side: a power of 2, since tiles are multiples,
         # as far as the strips of `stitch` are, and no more than a narrow image has.
@@ -76,8 +79,11 @@ class LargeResult:
         self._columns: list[dict[str, Array]] = []  # of each tile, where GeoJSON needs them
         self._picture = np.zeros((1, 1, 3), np.uint8)  # of the plane with the most nuclei
 
-    def write(self, outputs: Outputs, formats: Collection[str], expand: float) -> dict[str, Any]:
-        """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED` px."""
+    def write(self, drafts: Drafts, formats: Collection[str], expand: float) -> dict[str, Any]:
+        """As `results.write_results`; but formats of outlines only up to `LARGEST_OUTLINED` px.
+
+        Of the `objects` there are the places.
+        """
         shape = (*self.about.shape, *self.shape[1:])
         size = math.prod(shape)
         wanted = set(formats) - (OUTLINES if size > LARGEST_OUTLINED else set())
@@ -91,31 +97,32 @@ class LargeResult:
             files.callback(self.image.close)
             probs = None
             if "probs" in wanted:
-                on_disk = probs_on_disk(outputs.path("_probs.tif"), shape)
-                probs = files.enter_context(on_disk).reshape(self.shape)
-            strips = self._strips(outputs, wanted, expand, probs, whole)
+                path = files.enter_context(drafts.draft("_probs.tif"))
+                probs = files.enter_context(probs_on_disk(path, shape)).reshape(self.shape)
+            strips = self._strips(wanted, expand, probs, whole)
             if "labels" in wanted and whole is None:
-                write_label_strips(outputs.path("_labels.tif"), strips, shape, *facts)
+                path = files.enter_context(drafts.draft("_labels.tif"))
+                write_label_strips(path, strips, shape, *facts)
             for _ in strips:  # all of them, or what comes after the last
                 pass
         kept: dict[str, Any] = {"rows": self._rows, "diameters": diameter_counts(self._areas)}
         kept |= {"objects": self._tables} if {"table", "parquet"} & wanted else {}
-        kept |= write_picture(shrunk(self._picture, SIDE), outputs, wanted)
+        kept |= write_picture(shrunk(self._picture, SIDE), drafts, wanted)
         if whole is not None:
             labels = narrow(whole)
             if "labels" in wanted:
-                write_labels(outputs.path("_labels.tif"), labels.reshape(shape), *facts)
+                with drafts.draft("_labels.tif") as path:
+                    write_labels(path, labels.reshape(shape), *facts)
             columns: dict[str, Array] = {}
             if self._columns:
                 names = self._columns[0]
                 columns = {n: np.concatenate([tile[n] for tile in self._columns]) for n in names}
             flat = labels if self.about.planes else labels[0]
-            kept |= write_outlines(self.about, flat, columns, outputs, wanted)
+            kept |= write_outlines(self.about, flat, columns, drafts, wanted)
         return kept
 
     def _strips(
         self,
-        outputs: Outputs,
         formats: set[str],
         expand: float,
         probs: NDArray[np.uint8] | None,
@@ -124,7 +131,6 @@ class LargeResult:
         """The labels of all planes from top to bottom, (h, W) at a time.
 
         Args:
-            outputs: Where the tables go.
             formats: What is asked for.
             expand: See `measure`.
             probs: (P, H, W), to be filled.
@@ -147,7 +153,7 @@ class LargeResult:
                 if piece.count and {"table", "parquet"} & formats:
                     names = [self.about.plane_names[plane]] * piece.count
                     text = table_text(self.about.file, names, columns)
-                    self._tables.append(outputs.keep(text))
+                    self._tables.append(self.keep(text))
 
             picture = np.zeros((height // self._step, width // self._step, 3), np.uint8)
             maps = self._maps_of(plane, progress)

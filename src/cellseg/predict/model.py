@@ -58,10 +58,14 @@ class Model:
             (H, W) labels from 1, 0 is the background: uint16, or uint32 when needed.
 
         Raises:
-            ValueError: The array has another shape.
+            ValueError: The array has another shape, or a choice is none of those above.
         """
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
+        if diameter not in ("auto", "none") and not (np.isreal(diameter) and float(diameter) > 0):
+            raise ValueError(f"diameter={diameter!r}: must be positive, 'auto' or 'none'")
+        if invert not in (True, False, "auto"):
+            raise ValueError(f"invert={invert!r}: must be True, False or 'auto'")
         pixels, batch = to_rgb(image), {"error": "", "diameter": diameter, "invert": invert}
         if pixels[..., 0].size > LARGE:
             return self._stitched(pixels, batch)

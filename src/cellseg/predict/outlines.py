@@ -17,8 +17,6 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.drafts import draft, write_text
-
 if TYPE_CHECKING:
     from roifile import ImagejRoi
     from shapely import MultiPolygon, Polygon
@@ -82,8 +80,7 @@ def write_rois(
             else:
                 roi.position = plane
             rois.append(roi)
-    with draft(path) as name:
-        roiwrite(name, rois, mode="w")
+    roiwrite(path, rois, mode="w")
 
 
 def write_geojson(
@@ -259,4 +256,4 @@ def _roi(outline: Polygon | MultiPolygon, name: str) -> ImagejRoi:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     # Indented, every coordinate would take a line.
-    write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")

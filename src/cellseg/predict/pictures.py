@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.adapt import to_grid
-from cellseg.predict.drafts import SOFTWARE, draft
+from cellseg.predict.drafts import SOFTWARE
 
 # Of a PNG, before which nothing else may come: its signature and the chunk IHDR.
 PNG_HEADER = 8 + 25
@@ -73,7 +73,7 @@ def write_overlay(path: Path, picture: NDArray[np.uint8]) -> None:
 
     # Pillow tries five filters on each row, and takes three times as long for the same size.
     content = png_encode(np.ascontiguousarray(picture), level=1, filter=PNG.FILTER.SUB)
-    with draft(path) as name, name.open("wb") as file:
+    with path.open("wb") as file:
         file.write(content[:PNG_HEADER])
         putchunk(file, b"tEXt", b"Software\0", SOFTWARE.encode())
         file.write(content[PNG_HEADER:])

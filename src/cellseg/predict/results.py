@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import csv
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.drafts import make_way
+from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import write_labels, write_probs
 from cellseg.predict.pictures import overlay, thumbnail, write_overlay
 
@@ -99,62 +98,28 @@ class Result:
     pixels: Array
 
 
-class Outputs:
-    """Where the results of an image go.
-
-    Args:
-        dir: The results folder.
-        stem: What its files are called.
-        keep: Puts aside what the tables of the run need, and gives its place.
-        digests: Of what was written before, by the names of the files.
-
-    Attributes:
-        written: Names of the files, relative to the folder.
-    """
-
-    def __init__(
-        self, dir: Path, stem: str, keep: Callable[[str], Any], digests: Mapping[str, str]
-    ) -> None:
-        self.dir = dir
-        self.stem = stem
-        self.keep = keep
-        self.digests = digests
-        self.written: list[str] = []
-
-    def path(self, ending: str) -> Path:
-        """Where the file goes whose name ends in this; what a person made of it is set aside."""
-        name = self.stem + ending
-        self.written.append(name)
-        make_way(self.dir / name, {self.digests[name]} if name in self.digests else ())
-        return self.dir / name
-
-
 def write_results(
     about: About,
     result: Result,
-    dir: Path,
+    drafts: Drafts,
     formats: Collection[str],
     expand: float,
-    digests: Mapping[str, str],
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Write the files of one image.
 
     Args:
         about: The image.
         result: Its nuclei.
-        dir: The results folder.
+        drafts: Where the files go.
         formats: Which of `FORMATS`.
         expand: Width of the ring that is measured around each nucleus.
-        digests: See `Outputs`.
 
     Returns:
         What the tables of the run need: `rows` of the summary; `diameters`, how many nuclei there
         are of each whole number of px; the name of the `overlay`; and as texts to be kept the
         parts of `objects` as CSV, each with a header, those of `rle` without, and the `thumbnail`
-        in base 64. And the names of the files, relative to the folder.
+        in base 64. And the digests of the drafts, as this may be another process.
     """
-    # Texts as they are: this may be another process.
-    outputs = Outputs(dir, about.stem, str, digests)
 
     def shaped(planes: Array) -> Array:  # as the file has them
         return planes.reshape(*about.shape, *planes.shape[1:])
@@ -166,36 +131,39 @@ def write_results(
         confidence = float(inside.mean()) if inside.size else None
         kept["rows"].append(summary_row(about, place, labels.shape, areas[place], confidence))
     if "labels" in formats:
-        path = outputs.path("_labels.tif")
-        write_labels(path, shaped(result.labels), about.axes, about.pixel_size, about.z_step)
+        facts = about.axes, about.pixel_size, about.z_step
+        with drafts.draft("_labels.tif") as path:
+            write_labels(path, shaped(result.labels), *facts)
     if "probs" in formats:
-        write_probs(outputs.path("_probs.tif"), shaped(result.probs))
+        with drafts.draft("_probs.tif") as path:
+            write_probs(path, shaped(result.probs))
     if {"overlay", "report"} & set(formats):
         # Of a stack, the plane with the most nuclei.
         best = int(np.argmax([len(plane) for plane in areas]))
         picture = overlay(result.image[best], result.labels[best], SIDE)
-        kept |= write_picture(picture, outputs, formats)
+        kept |= write_picture(picture, drafts, formats)
     columns: dict[str, Array] = {}
     if {"table", "parquet", "geojson"} & set(formats):
         columns = _measurements(about, result, expand)
     if {"table", "parquet"} & set(formats):
         names = zip(about.plane_names, map(len, areas), strict=True)
         planes = list(chain.from_iterable([name] * count for name, count in names))
-        kept["objects"] = [outputs.keep(table_text(about.file, planes, columns))]
+        kept["objects"] = [table_text(about.file, planes, columns)]
     flat = result.labels if about.planes else result.labels[0]
-    return kept | write_outlines(about, flat, columns, outputs, formats), outputs.written
+    return kept | write_outlines(about, flat, columns, drafts, formats), drafts.digests
 
 
 def write_picture(
-    picture: NDArray[np.uint8], outputs: Outputs, formats: Collection[str]
+    picture: NDArray[np.uint8], drafts: Drafts, formats: Collection[str]
 ) -> dict[str, Any]:
     """Write an image with its outlines; see `write_results`."""
     kept = {}
     if "overlay" in formats:
-        write_overlay(outputs.path("_overlay.png"), picture)
-        kept["overlay"] = outputs.written[-1]
+        with drafts.draft("_overlay.png") as path:
+            write_overlay(path, picture)
+        kept["overlay"] = f"{drafts.stem}_overlay.png"
     if "report" in formats:
-        kept["thumbnail"] = outputs.keep(base64.b64encode(thumbnail(picture)).decode())
+        kept["thumbnail"] = base64.b64encode(thumbnail(picture)).decode()
     return kept
 
 
@@ -203,7 +171,7 @@ def write_outlines(
     about: About,
     labels: Array,
     columns: Mapping[str, Array],
-    outputs: Outputs,
+    drafts: Drafts,
     formats: Collection[str],
 ) -> dict[str, Any]:
     """Write the formats of outlines and runs; see `write_results`.
@@ -212,26 +180,28 @@ def write_outlines(
         about: The image.
         labels: (H, W), or (P, H, W) of a stack.
         columns: The measurements, for GeoJSON.
-        outputs: Where the files go.
+        drafts: Where the files go.
         formats: Which of `FORMATS`.
     """
     from cellseg.predict import outlines
 
     if "geojson" in formats:
         numbers = {name: column for name, column in columns.items() if name != "label"}
-        path = outputs.path(".geojson")
-        outlines.write_geojson(path, labels, numbers, about.planes, about.positions)
+        with drafts.draft(".geojson") as path:
+            outlines.write_geojson(path, labels, numbers, about.planes, about.positions)
     if "rois" in formats:
         positions = about.positions if about.is_hyperstack else ()
-        outlines.write_rois(outputs.path("_rois.zip"), labels, about.planes, positions)
+        with drafts.draft("_rois.zip") as path:
+            outlines.write_rois(path, labels, about.planes, positions)
     if "coco" in formats:
-        outlines.write_coco(outputs.path("_coco.json"), about.file, labels, about.planes)
+        with drafts.draft("_coco.json") as path:
+            outlines.write_coco(path, about.file, labels, about.planes)
     if "rle" not in formats:
         return {}
     lines = StringIO()
     table = csv.DictWriter(lines, outlines.RLE_COLUMNS, lineterminator="\n")
     table.writerows(outlines.rle_rows(about.stem, labels, about.planes))
-    return {"rle": [outputs.keep(lines.getvalue())]}
+    return {"rle": [lines.getvalue()]}
 
 
 def summary_row(

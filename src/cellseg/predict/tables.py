@@ -187,7 +187,7 @@ def _objects(journal: Journal, parts: Iterable[Place], columns: Sequence[str]) -
 def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Rows as CSV; a column that a row lacks stays empty."""
     with path.open("w", newline="", encoding="utf-8") as lines:
-        table = csv.DictWriter(lines, columns, restval="")
+        table = csv.DictWriter(lines, columns, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 

@@ -17,16 +17,16 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cellseg.cores import cores
-from cellseg.data.listing import Shard, digest_of, readable
+from cellseg.data.listing import Shard, readable
 from cellseg.errors import InputError, OutputError, few
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
-from cellseg.predict.drafts import is_whole, sweep
-from cellseg.predict.journal import Journal
+from cellseg.predict.drafts import Drafts, is_whole, sweep
+from cellseg.predict.journal import Journal, Place
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult
 from cellseg.predict.processes import Processes
-from cellseg.predict.results import FORMATS, About, Outputs, Result, write_results
+from cellseg.predict.results import FORMATS, About, Result, write_results
 from cellseg.predict.tables import write_tables
 from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
@@ -172,15 +172,20 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._lanes.wait()
-        self._lanes.close()
-        self._restore_handlers()
+        self._close()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if hasattr(self, "_lanes"):  # there are none before there are images
             self._lanes.close()
-        self._restore_handlers()
+        if self.journal is not None:
+            self.journal.close()
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
 
     def _stop(self, number: int, frame: Any) -> None:
         """Stop after the image at hand, or at a second Ctrl-C at once."""
@@ -190,10 +195,6 @@ class PredictionWriter(BasePredictionWriter):
                 raise KeyboardInterrupt
             log.warning("Stopping after the image at hand; Ctrl-C again stops at once")
         self.processes.stop(signal.Signals(number).name)
-
-    def _restore_handlers(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
 
     def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
         """Write the tables, the report and `run.json`, unless other shards are still to end.
@@ -207,35 +208,37 @@ class PredictionWriter(BasePredictionWriter):
         """
         assert self.dir is not None and self.journal is not None
         self.journal.reload()
-        failed = sum(file in self.journal.failures for file in own)
         told = [file for file in files if self.journal.tells_of(file, self._key)]
-        if self.shard and len(told) < len(files):
+        waiting = self.shard is not None and len(told) < len(files)
+        mine = own if waiting else files
+        left = len(set(mine) - set(told))
+        if waiting:
             log.info(
                 "%s of the %s images of all shards are done; the last shard to end writes the "
                 "tables, or the same command without --data.shard",
                 f"{len(told):,}", f"{len(files):,}",
             )  # fmt: skip
-            return failed
-        if not self.shard and len(told) == len(files):
-            sweep(self.dir, self._began)
-        run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
-        if len(told) < len(files):
-            run["left"] = len(files) - len(told)
-        totals = write_tables(self.journal, told, self.formats, run)
-        page = "report.html" if "report" in self.formats else "summary.csv"
-        said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
-        log.info("%s; see %s", said, self.dir / page)
-        if "left" in run:
+        else:
+            if not self.shard and not left:
+                sweep(self.dir, self._began)
+            run = {**self.run, "seconds": round(time.monotonic() - self._started, 3)}
+            totals = write_tables(
+                self.journal, told, self.formats, {**run, "left": left} if left else run
+            )
+            page = "report.html" if "report" in self.formats else "summary.csv"
+            said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
+            log.info("%s; see %s", said, self.dir / page)
+        if left:
             log.warning(
                 "%s of %s images are left; the same command again does them",
-                f"{run['left']:,}", f"{len(files):,}",
+                f"{left:,}", f"{len(mine):,}",
             )  # fmt: skip
         failures = [
             str(self.journal.failures[f]["message"]) for f in own if f in self.journal.failures
         ]
         if failures:
             log.warning("Failed: %s", few(failures, 3))
-        return failed
+        return len(failures)
 
     def _is_whole(self, file: str) -> bool:
         assert self.dir is not None and self.journal is not None
@@ -257,7 +260,7 @@ class PredictionWriter(BasePredictionWriter):
             self.processes.stop(str(error))
         except StoppedError:
             pass
-        except (ValueError, MemoryError, RuntimeError) as error:  # the other files go on
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:  # the other files go on
             self._fail(batch["file"], str(error) or type(error).__name__)
 
     def _fail(self, file: str, reason: str) -> None:
@@ -271,7 +274,6 @@ class PredictionWriter(BasePredictionWriter):
         if batch["error"]:
             return self._fail(file, batch["error"])
         prediction = find()
-        digests = self.journal.digests(file)
         about = About(
             file=file,
             stem=batch["stem"],
@@ -286,32 +288,38 @@ class PredictionWriter(BasePredictionWriter):
             scale=prediction["scale"],
             note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
         )
-        if "large" in batch:
-            outputs = Outputs(self.dir, about.stem, self.journal.keep, digests)
-            large = LargeResult(about, batch["large"], prediction["maps"], decoding, self._tick)
-            kept, written = large.write(outputs, self.formats, self.expand), outputs.written
-        else:
-            result = Result(
-                labels=prediction["labels"],
-                probs=prediction["probs"],
-                image=batch["image"].float().permute(0, 2, 3, 1).numpy(),
-                pixels=batch["pixels"].tensor.numpy(),
-            )
-            kept, written = self._lanes.aside(
-                write_results, about, result, self.dir, self.formats, self.expand, digests
-            )
-            for name in ("objects", "rle"):
-                kept |= {name: [*map(self.journal.keep, kept[name])]} if name in kept else {}
-            if "thumbnail" in kept:
-                kept["thumbnail"] = self.journal.keep(kept["thumbnail"])
+        with Drafts(self.dir, about.stem) as drafts:
+            if "large" in batch:
+                kept = LargeResult(
+                    about, batch["large"], prediction["maps"], decoding, self._tick, self._keep
+                ).write(drafts, self.formats, self.expand)
+            else:
+                result = Result(
+                    labels=prediction["labels"],
+                    probs=prediction["probs"],
+                    image=batch["image"].float().permute(0, 2, 3, 1).numpy(),
+                    pixels=batch["pixels"].tensor.numpy(),
+                )
+                kept, drafts.digests = self._lanes.aside(
+                    write_results, about, result, drafts, self.formats, self.expand
+                )
+            drafts.move(self.journal.announce(file, drafts.digests))
+        for name in {"objects", "rle"} & kept.keys():
+            kept[name] = [self._keep(part) for part in kept[name]]
+        if "thumbnail" in kept:
+            kept["thumbnail"] = self._keep(kept["thumbnail"])
         share = (time.monotonic() - began) / len(kept["rows"])
         facts = {"runtime": self.run["runtime"], "seconds": f"{share:.3f}"}
         kept["rows"] = [{**row, **facts} for row in kept["rows"]]
-        sizes = {name: (self.dir / name).stat().st_size for name in written}
+        sizes = {name: (self.dir / name).stat().st_size for name in drafts.digests}
         facts = {key: batch[key] for key in ("size", "mtime", "sha256")}
         facts |= {"stem": about.stem, "settings": self._key, "outputs": sizes}
-        facts |= {"digests": {name: digest_of(self.dir / name) for name in written}}
         self.journal.add(file, {**facts, **kept})
+
+    def _keep(self, text: str | Place) -> Place:
+        """Put aside what only the tables need; it may be there already."""
+        assert self.journal is not None
+        return self.journal.keep(text) if isinstance(text, str) else text
 
 
 def _adapted(prediction: Mapping[str, Any]) -> str:
