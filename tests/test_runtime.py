@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torch import nn
 
 import cellseg as package
 from cellseg import runtime
@@ -105,6 +106,17 @@ def test_int8_computes_nearly_what_torch_does(tmp_path: Path) -> None:
         assert 0 < (actual - expected).abs().mean() < 0.05 * expected.std()
         assert (actual - simulated).abs().mean() < 0.05 * expected.std()
     torch.testing.assert_close(net.state_dict(), before)
+
+
+def test_two_products_of_int8_fit_into_16_bits() -> None:
+    net = network()
+    rounded = quantised(net, measure(net, [torch.rand(2, 3, 64, 64)]))
+    layers = [m for m in rounded.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    for layer in layers:
+        (rounding,) = layer.parametrizations.weight  # type: ignore[union-attr]
+        steps = layer.weight.transpose(0, rounding.axis).flatten(1) / rounding.scale[:, None]
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+        assert 2 * 255 * steps.abs().max() < 2**15
 
 
 @pytest.mark.skipif(

@@ -1,7 +1,7 @@
 """The U-Net in eight bits: what its activations range over, and a copy that rounds to that.
 
 Quantisation after training, as in Jacob et al. 2018 (https://arxiv.org/abs/1712.05877): weights
-are rounded to 255 levels of each output channel, activations to 256 of each layer, so that a
+are rounded to 127 levels of each output channel, activations to 256 of each layer, so that a
 runtime may compute with whole numbers. Torch itself only simulates it.
 """
 
@@ -102,7 +102,10 @@ class Rounded(nn.Module):
 
 
 class RoundedWeight(nn.Module):
-    """Rounds the weight of a convolution to 255 levels of each output channel, 0 amid them.
+    """Rounds the weight of a convolution to 127 levels of each output channel, 0 amid them.
+
+    Twice as many would fit into a byte. But CPUs without VNNI add two products of a weight and an
+    activation in 16 bits, which overflow from 2 * 65 * 255 on, and the network fails.
 
     Args:
         weight: Of four dimensions.
@@ -116,11 +119,11 @@ class RoundedWeight(nn.Module):
         super().__init__()
         highest = weight.detach().abs().transpose(0, axis).flatten(1).amax(1)
         self.axis = axis
-        self.register_buffer("scale", highest.clamp_min(1e-6) / 127)
+        self.register_buffer("scale", highest.clamp_min(1e-6) / 63)
         self.register_buffer("zero", torch.zeros(len(highest), dtype=torch.int32))
 
     def forward(self, weight: Tensor) -> Tensor:
-        # -128 would be a 256th level, without a counterpart above.
+        # OpenVINO computes with whole numbers where there are 255 levels, of which 127 are used.
         return torch.fake_quantize_per_channel_affine(
             weight, self.scale, self.zero, self.axis, -127, 127
         )
