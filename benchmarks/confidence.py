@@ -21,10 +21,10 @@ import cellseg
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import to_input
 from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.groups import dsb2018
 from cellseg.data.recording import Array
-from cellseg.data.splits import dsb2018
 from cellseg.instances import decode
-from cellseg.task import Segmentation
+from cellseg.predict.segmenter import Segmentation
 
 EDGES = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 1.0)
 

@@ -19,8 +19,8 @@ import cellseg
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import to_input
 from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.groups import dsb2018
 from cellseg.data.recording import Array
-from cellseg.data.splits import dsb2018
 from cellseg.instances import decode
 from cellseg.metrics import Scores, compare
 from cellseg.tuning import tune

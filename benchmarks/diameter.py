@@ -20,7 +20,7 @@ from cellseg.adapt import DIAMETER, to_grid
 from cellseg.cli import main
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.splits import dsb2018
+from cellseg.data.groups import dsb2018
 
 FACTORS = (1 / 2, 1, 2, 3)
 LARGEST = 400  # px of an image's side, before it is rescaled

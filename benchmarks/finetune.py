@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.cli import main
-from cellseg.data.splits import dsb2018
+from cellseg.data.groups import dsb2018
 
 BRIGHTFIELD = "brightfield_black_on_white"
 SEEDS = (0, 1, 2)

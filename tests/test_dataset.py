@@ -21,8 +21,8 @@ from cellseg.data.cache import pixel_digest
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.dataset import CropDataset, WholeImageDataset, local_labels, to_tensor
 from cellseg.data.files import FileDataset, Reading
+from cellseg.data.groups import dsb2018, origins
 from cellseg.data.samplers import EndlessSampler, Share
-from cellseg.data.splits import dsb2018, origins
 from cellseg.data.transforms import Augmentation
 
 CROP = 16
@@ -348,7 +348,7 @@ def test_albumentations_is_imported_by_training_alone_and_told_not_to_look_for_u
     script = """
 import os, sys
 import cellseg.data.datamodule
-from cellseg.data.splits import dsb2018, origins
+from cellseg.data.groups import dsb2018, origins
 from cellseg.data.transforms import Augmentation
 
 crop = Augmentation(8)

@@ -18,7 +18,7 @@ from PIL import Image
 from urllib3.connection import HTTPConnection
 
 from cellseg.data.download import NAME, fetch, is_wanted
-from cellseg.data.splits import dsb2018
+from cellseg.data.groups import dsb2018
 from cellseg.errors import InputError
 
 NOTE = f"{NAME}.sha256"

@@ -200,7 +200,7 @@ def test_real_nuclei_survive_the_round_trip(sides: list[str], share: float) -> N
         pytest.skip("the real images are not there")
     from cellseg.data.cache import load
     from cellseg.data.folders import find_samples, open_tree
-    from cellseg.data.splits import dsb2018
+    from cellseg.data.groups import dsb2018
 
     tree = open_tree(root)
     samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] in sides]

@@ -68,7 +68,7 @@ def test_the_shipped_model_fits_into_the_wheel_and_has_a_card() -> None:
 
 
 def test_the_shipped_model_was_trained_on_the_train_side_only() -> None:
-    from cellseg.data.splits import dsb2018
+    from cellseg.data.groups import dsb2018
 
     split = checkpoint.read(SHIPPED).split
     assert split is not None

@@ -51,7 +51,7 @@ def test_wheel_works_elsewhere_with_its_configs_and_split(tmp_path: Path) -> Non
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import cellseg; print(cellseg.__file__)\n"
-        "from cellseg.data.splits import dsb2018; print(len(dsb2018()))\n"
+        "from cellseg.data.groups import dsb2018; print(len(dsb2018()))\n"
         "from cellseg.cli import main; main(['fit', '--config', 'nuclei.yaml', '--print_config'])\n"
     )
     done = subprocess.run(

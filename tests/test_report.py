@@ -14,7 +14,7 @@ from PIL import Image
 from skimage.measure import label
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cellseg.data.splits import dsb2018
+from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
 from cellseg.scored import Scored, intervals, resample, summary

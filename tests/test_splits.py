@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cellseg.data.splits import SIDES, Split, dsb2018, extended, make_split, trained_split
+from cellseg.data.groups import dsb2018
+from cellseg.data.splits import SIDES, Split, extended, make_split, trained_split
 from cellseg.errors import InputError
 
 HUNDRED = [f"image{number:03d}" for number in range(100)]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import cellseg
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.splits import dsb2018
+from cellseg.data.groups import dsb2018
 from cellseg.metrics import Scores, compare
 from cellseg.predict.model import Model
 from speed.figures import Figure

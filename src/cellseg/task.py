@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,58 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from cellseg.adapt import (
-    COARSE,
-    DIAMETER,
-    MARGIN,
-    TOLERANCE,
-    factor_for,
-    is_bright,
-    median_diameter,
-    rescale,
-    resize_maps,
-    to_grid,
-)
+from cellseg.adapt import DIAMETER
 from cellseg.checkpoint import read, resolve
-from cellseg.data.recording import LARGE
 from cellseg.errors import InputError
 from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
-from cellseg.predict.tiles import with_halo
+from cellseg.predict.segmenter import Segmenter
 
 MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The nuclei of one plane: `labels` (H, W), and the `probs` (H, W) of the foreground."""
-
-    labels: NDArray[Any]
-    probs: NDArray[np.float32]
-
-    @property
-    def confidence(self) -> float:
-        """The mean probability in nuclei; 0 without any."""
-        inside = self.probs[self.labels > 0]
-        return float(inside.mean()) if inside.size else 0.0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """How the network sees an image: enlarged by `factor`, and `inverted` or not.
-
-    The median `diameter` of its nuclei in px is None where it is not known.
-    """
-
-    factor: float
-    diameter: float | None
-    inverted: bool
-
-    def apply(self, image: Tensor) -> Tensor:
-        """The image (N, 3, H, W) or its negative."""
-        return 1 - image if self.inverted else image
 
 
 class SegmentationTask(pl.LightningModule):
@@ -117,7 +75,7 @@ class SegmentationTask(pl.LightningModule):
         # The weights become those of the run: nothing is to read the file again.
         self.save_hyperparameters(ignore=["weights"])
         self.net = UNet(out_channels=out_channels, base_channels=base_channels, depth=depth)
-        # Faster on CPUs and on tensor cores, and the same to the last caller.
+        # Faster on CPUs and on tensor cores; results are the same.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DiceBCELoss(dice_weight, bce_weight)
         self.border_weight = border_weight
@@ -193,110 +151,24 @@ class SegmentationTask(pl.LightningModule):
             torch.get_autocast_dtype(device),
             torch.is_autocast_enabled(device),
         )
-        return partial(self._find, batch, precision)
-
-    def _find(
-        self, batch: dict[str, Any], precision: Callable[[], torch.autocast]
-    ) -> dict[str, Any]:
-        large = batch.get("large")
-        with torch.inference_mode(), precision():
-            # All planes of a stack, and all tiles of a slide, are treated alike.
-            image = batch["image"] if large is None else self._window(large, *large.sample)
-            middle = len(image) // 2
-            sample = image[middle, None]
-            seen, found = self._see(sample, batch["invert"], batch["diameter"])
-            facts = {"scale": seen.factor, "diameter": seen.diameter, "inverted": seen.inverted}
-            if large is not None:
-                return {"maps": partial(self._maps, large, seen, precision), **facts}
-            planes = [
-                found if place == middle else self.segment(seen.apply(plane[None]), seen.factor)
-                for place, plane in enumerate(image)
-            ]
-        labels, probs = zip(*((plane.labels, plane.probs) for plane in planes), strict=True)
-        return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
-
-    def _see(
-        self, sample: Tensor, invert: bool | str, size: float | str
-    ) -> tuple[Seen, Segmentation]:
-        """How an image is to be seen, decided on one plane (1, 3, H, W), and its nuclei."""
-        inverted = invert is True
-        if inverted:
-            sample = 1 - sample
-        diameter = None if isinstance(size, str) else size
-        factor = factor_for(diameter, self.diameter) if diameter else 1.0
-        found = self.segment(sample, factor)
-        if invert == "auto" and is_bright(sample):
-            # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
-            negative = self.segment(1 - sample, factor)
-            if negative.confidence > found.confidence + MARGIN:
-                inverted, sample, found = True, 1 - sample, negative
-        if size == "auto":
-            # The model is surer of nuclei whose size it knows.
-            surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)
-            diameter = median_diameter([surest.labels])
-            wanted = factor_for(diameter, self.diameter) if diameter else 1.0
-            if wanted != 1:
-                rescaled = self.segment(sample, wanted)
-                if rescaled.confidence > found.confidence - TOLERANCE:
-                    factor, found = wanted, rescaled
-        return Seen(factor, diameter, inverted), found
-
-    def _maps(
-        self,
-        large: Any,
-        seen: Seen,
-        precision: Callable[[], torch.autocast],
-        plane: int,
-        rows: slice,
-        columns: slice,
-    ) -> NDArray[np.float32]:
-        """Probabilities (out_channels, h, w) of a window of a large image."""
-        image = seen.apply(self._window(large, plane, rows, columns))
-        with torch.inference_mode(), precision():
-            return self._on_grid(image, seen.factor)
-
-    def _on_grid(self, image: Tensor, factor: float) -> NDArray[np.float32]:
-        """Probabilities (out_channels, h, w) of a window (1, 3, h, w) that is seen enlarged."""
-        # Tiles come one after the other: there is nothing to batch.
-        probs: NDArray[np.float32] = self.batch_probs(rescale(image, factor))[0].cpu().numpy()
-        return probs if factor == 1 else resize_maps(probs, image.shape[-2:])
-
-    def _window(self, large: Any, plane: int, rows: slice, columns: slice) -> Tensor:
-        """A window (1, 3, h, w) of a large image, in the type that the network has."""
-        image: Tensor = large.image(plane, rows, columns)[None]
-        return image.to(self.net.head.weight.dtype)
-
-    def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
-        """The nuclei of one plane.
-
-        Args:
-            image: (1, 3, H, W), normalised.
-            factor: By which the network sees it enlarged: by windows, if it is large then.
-        """
-        height, width = image.shape[-2:]
-        shape = height, width
-        if factor > 1 and height * width * factor**2 > LARGE:
-
-            def window(rows: slice, columns: slice) -> NDArray[np.float32]:
-                return self._on_grid(image[..., rows, columns], factor)
-
-            probs = with_halo(window, shape, factor)(slice(0, height), slice(0, width))
-        else:
-            probs = self.probs(rescale(image, factor))
-            if factor > 1:  # narrow gaps are seen that the full grid has not
-                labels = to_grid(self.decode(probs, self.decoding), shape)
-                return Segmentation(labels, resize_maps(probs, shape)[0])
-            if factor < 1:  # the outlines follow the full grid
-                probs = resize_maps(probs, shape)
-        return Segmentation(self.decode(probs, self.decoding.at(factor)), probs[0])
+        segmenter = Segmenter(
+            network=self.batch_probs,
+            whole=self.batches or self.batch_probs,
+            precision=precision,
+            diameter=self.diameter,
+            decoding=self.decoding,
+            decode=self.decode,
+        )
+        return partial(segmenter, batch)
 
     def probs(self, image: Tensor) -> NDArray[np.float32]:
         """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""
-        return (self.batches or self.batch_probs)(image)[0].cpu().numpy()
+        return self.batch_probs(image)[0].cpu().numpy()
 
     def batch_probs(self, image: Tensor) -> Tensor:
         """Probabilities (N, out_channels, H, W) of whole images (N, 3, H, W)."""
-        return self._whole_image_logits(image.to(self.device)).float().sigmoid()
+        image = image.to(self.device).type(self.dtype)
+        return self._whole_image_logits(image).float().sigmoid()
 
     def configure_optimizers(self) -> Any:
         # Biases and batch normalisation are not decayed: shrinking them does not regularise.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,21 +17,13 @@ from cellseg.adapt import median_diameter
 from cellseg.cores import cores
 from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
-from cellseg.data.files import FileDataset, Reading
+from cellseg.data.files import FileDataset, Files, Reading
 from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.groups import dsb2018, origins
 from cellseg.data.listing import Shard, files_to_predict
 from cellseg.data.masks import is_half_annotated
-from cellseg.data.samplers import EndlessSampler, Share
-from cellseg.data.splits import (
-    SIDES,
-    Split,
-    dsb2018,
-    everything,
-    extended,
-    make_split,
-    origins,
-    trained_split,
-)
+from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
+from cellseg.data.splits import SIDES, Recipe, Split, choose_split, everything
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError, few
 from cellseg.signals import outlive_signals
@@ -44,36 +35,6 @@ log = logging.getLogger(__name__)
 FEW = 30
 # Below so many images, each is looked at for what people forget when they annotate.
 CHECKED = 200
-
-
-@dataclass(frozen=True)
-class Files:
-    """What there is to predict.
-
-    Attributes:
-        base: Folder that the names are relative to.
-        names: All files, sorted.
-        own: Those of this run's shard.
-        todo: Those of its own that are still to be done, with the stems of their results.
-    """
-
-    base: Path
-    names: list[str]
-    own: list[str]
-    todo: list[tuple[str, str]]
-
-
-class ResumableLoader(DataLoader[dict[str, Any]]):
-    """A loader that Lightning may resume in mid-epoch.
-
-    Its place is the trainer's step count, see `EndlessSampler`, so its own state is empty.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class NucleiDataModule(pl.LightningDataModule):
@@ -189,11 +150,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self.synthetic = synthetic
         self.download = download
         self.cache_dir = cache_dir or default_cache_dir()
-        self.split = split
-        self.groups = groups
-        self.folds = folds
-        self.fold = fold
-        self.split_seed = split_seed
+        self.recipe = Recipe(split, groups, folds, fold, split_seed)
         self.percentiles = (float(low), float(high))
         self.crops_per_epoch = crops_per_epoch
         self.batch_size = batch_size
@@ -284,14 +241,7 @@ class NucleiDataModule(pl.LightningDataModule):
                 f"each of {self._place()[1]} processes"
             )
         return ResumableLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=True,
-            num_workers=self.num_workers,
-            worker_init_fn=outlive_signals,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self._on_gpu(),
+            dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -303,14 +253,8 @@ class NucleiDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         files = self.files
         dataset = FileDataset(files.base, files.todo, self.reading)
-        return DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=Share(len(dataset), *self._place()),
-            num_workers=self.num_workers,
-            worker_init_fn=outlive_signals,
-            pin_memory=self._on_gpu(),
-        )
+        share = Share(len(dataset), *self._place())
+        return DataLoader(dataset, batch_size=None, sampler=share, **self._loading(False))
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
@@ -328,15 +272,18 @@ class NucleiDataModule(pl.LightningDataModule):
     def _whole_image_loader(self, side: str) -> DataLoader[dict[str, Any]]:
         # Native sizes differ, so a batch is one image.
         dataset = self.whole_images(side)
-        return DataLoader(
-            dataset,
-            batch_size=1,
-            sampler=Share(len(dataset), *self._place()),
-            num_workers=self.num_workers,
-            worker_init_fn=outlive_signals,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self._on_gpu(),
-        )
+        share = Share(len(dataset), *self._place())
+        return DataLoader(dataset, batch_size=1, sampler=share, **self._loading())
+
+    def _loading(self, again: bool = True) -> dict[str, Any]:
+        """How loaders load, those that are used once or again."""
+        return {
+            "num_workers": self.num_workers,
+            "worker_init_fn": outlive_signals,
+            "persistent_workers": again and self.num_workers > 0,
+            "pin_memory": self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+        }
 
     def origin(self, sample: str) -> tuple[str, str]:
         """The group of an image, and its modality where that is known."""
@@ -391,30 +338,16 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self._annotated()
-        split = self._split_in_force(annotated, stage)
         by_id = {sample.id: sample for sample in annotated}
+        split = self._split_in_force(annotated, stage)
         self.sides = {side: [by_id[i] for i in split.sides[side]] for side in SIDES}
-        self._origins = origins(list(by_id), self.groups)
+        self._origins = origins(list(by_id), self.recipe.groups)
         self.description = f"{source}: {len(annotated)} images, {split}"
         log.info(f"Data: {self.description}")
         if split.left_out:
             log.warning(
                 f"{len(split.left_out)} images are not in the split and are left out: "
                 f"{few(split.left_out)}"
-            )
-        if stage == "fit" and len(annotated) < CHECKED:
-            half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
-            if half:
-                log.warning(
-                    f"{len(half)} images look annotated in one part only, which teaches that the "
-                    f"other nuclei are background; cut them to that part: {few(half)}"
-                )
-        folds = min(5, len({group for group, _ in self._origins.values()}))
-        if stage == "fit" and len(annotated) < FEW and folds >= 3 and not self.folds:
-            log.info(
-                f"{len(annotated)} images make a test of few: --data.folds {folds} --data.fold 0 "
-                f"to {folds - 1}, one run each below one folder, then test --ckpt_path FOLDER "
-                "score all of them"
             )
         for side in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if not self.sides[side]:
@@ -425,38 +358,46 @@ class NucleiDataModule(pl.LightningDataModule):
                     f"{source}: the {side} side of the split ({split.name}) is empty; "
                     f"{way_out} all images"
                 )
+        if stage == "fit":
+            self._advise(annotated)
 
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
-        ids = [sample.id for sample in annotated]
-        recipe = (self.split, self.groups, self.folds, self.fold, self.split_seed)
-        asked = self.split != "auto" or self.groups is not None or self.folds > 0
-        resumes = self.trainer is not None and self.trainer.ckpt_path is not None
-        # Without a model there is nothing that an image could have been trained on.
-        tests = {name for name, row in dsb2018().items() if row["split"] == "test"}
-        no_sides = bool(self.preds_dir) and not asked and not tests & set(ids)
-        if stage == "test" and (self.test_dir or no_sides):
-            split = everything(ids, "test", "all images")
-        elif self.trained_split is None or asked:
-            split = make_split(ids, *recipe)
+        digests = {sample.id: sample.digest() for sample in annotated}
+        if stage == "test" and (self.test_dir or self._is_all_to_be_scored(digests)):
+            split = everything(list(digests), "test", "all images")
         else:
-            digests = {sample.id: sample.digest() for sample in annotated}
-            split = trained_split(digests, self.trained_split, stage) or make_split(ids, *recipe)
-            if stage == "fit" and split.left_out and not resumes:
-                split = extended(split, self.split_seed)
-        one_sided = not (split.sides["train"] and split.sides["val"])
-        if stage == "fit" and one_sided and not (asked or resumes):  # some images of a known set
-            split = make_split(ids, "random", seed=self.split_seed)
-        if self.trained_split is not None:
-            trained = self.trained_split.get("train", {})
-            evaluated = {*split.sides["val"], *split.sides["test"]}
-            seen = [s.id for s in annotated if s.id in evaluated and s.digest() in trained]
-            if seen:
-                log.warning(
-                    "%d images to evaluate on were trained on, so the scores are too high: %s",
-                    len(seen),
-                    few(seen),
-                )
+            resumes = self.trainer is not None and self.trainer.ckpt_path is not None
+            split = choose_split(digests, stage, self.recipe, self.trained_split, resumes)
+        trained = (self.trained_split or {}).get("train", {})
+        evaluated = [*split.sides["val"], *split.sides["test"]]
+        if seen := [sample for sample in evaluated if digests[sample] in trained]:
+            log.warning(
+                f"{len(seen)} images to evaluate on were trained on, so the scores are too high: "
+                f"{few(seen)}"
+            )
         return split
+
+    def _is_all_to_be_scored(self, ids: Collection[str]) -> bool:
+        """Whether labels are scored, which no model of ours was trained for, on no known split."""
+        tests = {name for name, row in dsb2018().items() if row["split"] == "test"}
+        return bool(self.preds_dir) and not self.recipe.asked and not tests & set(ids)
+
+    def _advise(self, annotated: Sequence[Annotation]) -> None:
+        """Say what people forget when they have few images."""
+        if len(annotated) < CHECKED:
+            half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
+            if half:
+                log.warning(
+                    f"{len(half)} images look annotated in one part only, which teaches that the "
+                    f"other nuclei are background; cut them to that part: {few(half)}"
+                )
+        folds = min(5, len({group for group, _ in self._origins.values()}))
+        if len(annotated) < FEW and folds >= 3 and not self.recipe.folds:
+            log.info(
+                f"{len(annotated)} images make a test of few: --data.folds {folds} --data.fold 0 "
+                f"to {folds - 1}, one run each below one folder, then test --ckpt_path FOLDER "
+                "score all of them"
+            )
 
     def _crops_taken(self) -> int:
         trainer = self.trainer
@@ -467,6 +408,3 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cellseg.data.folders import DAMAGE, ZipTree, find_samples, open_tree
-from cellseg.data.splits import dsb2018
+from cellseg.data.groups import dsb2018
 from cellseg.errors import InputError
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"

@@ -46,6 +46,23 @@ class Reading:
     diameter: float | str = "none"
 
 
+@dataclass(frozen=True)
+class Files:
+    """What there is to predict.
+
+    Attributes:
+        base: Folder that the names are relative to.
+        names: All files, sorted.
+        own: Those of this run's shard.
+        todo: Those of its own that are still to be done, with the stems of their results.
+    """
+
+    base: Path
+    names: list[str]
+    own: list[str]
+    todo: list[tuple[str, str]]
+
+
 class Held:
     """A tensor as it is, which Lightning would convert to the precision of the network."""
 

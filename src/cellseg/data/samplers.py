@@ -1,10 +1,11 @@
-"""Which items a process takes, and in which order."""
+"""Which items a process takes, in which order, and from where it goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 
 class EndlessSampler(Sampler[int]):
@@ -56,3 +57,16 @@ class Share(Sampler[tuple[int, bool]]):
     def __iter__(self) -> Iterator[tuple[int, bool]]:
         for index in range(self.rank, len(self) * self.world_size, self.world_size):
             yield (index, False) if index < self.size else (0, True)
+
+
+class ResumableLoader(DataLoader[dict[str, Any]]):
+    """A loader that Lightning may resume in mid-epoch.
+
+    Its place is the trainer's step count, see `EndlessSampler`, so its own state is empty.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

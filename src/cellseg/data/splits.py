@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from cellseg.data.groups import dsb2018, group_of, read_column
 from cellseg.errors import InputError, few
 
 SIDES = ("train", "val", "test")
@@ -39,11 +36,20 @@ class Split:
         return f"{counts} ({self.name})"
 
 
-@cache
-def dsb2018() -> dict[str, dict[str, str]]:
-    """The project's split of the 2018 Data Science Bowl images: one row an image id."""
-    table = (files("cellseg.data") / "dsb2018.csv").read_text(encoding="utf-8")
-    return {row["image_id"]: row for row in csv.DictReader(table.splitlines())}
+@dataclass(frozen=True)
+class Recipe:
+    """How images are to be divided: the arguments of `make_split`, as the user gave them."""
+
+    split: str = "auto"
+    groups: str | None = None
+    folds: int = 0
+    fold: int = 0
+    seed: int = 0
+
+    @property
+    def asked(self) -> bool:
+        """Whether a division is asked for; else a checkpoint's own goes before it."""
+        return self.split != "auto" or self.groups is not None or self.folds > 0
 
 
 def make_split(
@@ -94,7 +100,36 @@ def make_split(
                 f"{len(alone)} images are in no group of --data.groups, each is one: {few(alone)}"
             )
         return _random(ids, group, folds, fold, seed)
-    return _from_table(ids, _read_column(Path(split), "split", "--data.split"), split)
+    return _from_table(ids, read_column(Path(split), "split", "--data.split"), split)
+
+
+def choose_split(
+    digests: Mapping[str, str],
+    stage: str,
+    recipe: Recipe,
+    trained: Mapping[str, Mapping[str, str]] | None,
+    resumes: bool,
+) -> Split:
+    """The split in force: what is asked for, else the checkpoint's, else what is usual.
+
+    Args:
+        digests: Sample id to the digest of its pixels.
+        stage: `fit`, `validate` or `test`.
+        recipe: How to divide what no checkpoint has divided.
+        trained: Side to the digests on it, of the checkpoint, where there is one.
+        resumes: Whether a run goes on, on the images that it began with.
+    """
+    split = None
+    if trained is not None and not recipe.asked:
+        split = trained_split(digests, trained, stage)
+    if split is None:
+        split = make_split(list(digests), **asdict(recipe))
+    elif stage == "fit" and split.left_out and not resumes:
+        split = extended(split, recipe.seed)
+    one_sided = not (split.sides["train"] and split.sides["val"])
+    if stage == "fit" and one_sided and not (recipe.asked or resumes):  # some images of a known set
+        split = make_split(list(digests), "random", seed=recipe.seed)
+    return split
 
 
 def extended(split: Split, seed: int) -> Split:
@@ -141,15 +176,6 @@ def everything(ids: list[str], side: str, why: str) -> Split:
     return Split(why, {name: ids if name == side else [] for name in SIDES})
 
 
-def origins(ids: Sequence[str], groups: str | None) -> dict[str, tuple[str, str]]:
-    """Sample id to its group (see `make_split`) and its modality, empty where unknown."""
-    listed, group = dsb2018(), group_of(ids, groups)
-    return {
-        sample: (group[sample], listed[sample]["modality"] if sample in listed else "")
-        for sample in ids
-    }
-
-
 def _stardist(seed: int) -> dict[str, str]:
     """StarDist's training images, a tenth of them, by field, for validation, and its test."""
     side_of = {s: row["stardist"] for s, row in dsb2018().items() if row["stardist"]}
@@ -174,50 +200,6 @@ def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Spli
         else:
             sides[side].append(sample)
     return Split(name, sides, left_out)
-
-
-def _read_column(path: Path, column: str, flag: str) -> dict[str, str]:
-    table: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            for row in csv.DictReader(lines):
-                sample, value = row["image_id"], row[column]
-                if not (sample and value):
-                    raise InputError(f"{flag} {path}: {sample or 'a row'} has no {column}")
-                if table.setdefault(sample, value) != value:
-                    raise InputError(
-                        f"{flag} {path}: {sample} has two: {table[sample]} and {value}"
-                    )
-        if not table:
-            raise KeyError(column)
-        return table
-    except OSError as error:
-        raise InputError(f"{flag} {path}: {error.strerror or error}") from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{flag} {path}: must be a CSV with the columns image_id and {column}"
-        ) from error
-
-
-def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
-    """Sample id to its group; see `make_split`."""
-    if groups is None:
-        listed = dsb2018()
-        return {sample: listed[sample]["field"] if sample in listed else sample for sample in ids}
-    if groups.lower().endswith(".csv"):
-        table = _read_column(Path(groups), "group", "--data.groups")
-        return {sample: table.get(sample, sample) for sample in ids}
-    try:
-        pattern = re.compile(groups)
-    except re.error as error:
-        raise InputError(
-            f"--data.groups {groups}: neither a .csv nor a regular expression ({error})"
-        ) from error
-    matches = {sample: pattern.search(sample) for sample in ids}
-    return {
-        sample: ((pattern.groups and match[1]) or match[0]) if match else sample
-        for sample, match in matches.items()
-    }
 
 
 def _random(

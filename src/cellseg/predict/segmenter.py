@@ -1,0 +1,167 @@
+"""The nuclei of an image of any size: how the network is to see it, and what it then finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cellseg.adapt import (
+    COARSE,
+    MARGIN,
+    TOLERANCE,
+    factor_for,
+    is_bright,
+    median_diameter,
+    rescale,
+    resize_maps,
+    to_grid,
+)
+from cellseg.data.recording import LARGE
+from cellseg.instances import Decoding
+from cellseg.predict.tiles import with_halo
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The nuclei of one plane: `labels` (H, W), and the `probs` (H, W) of the foreground."""
+
+    labels: NDArray[Any]
+    probs: NDArray[np.float32]
+
+    @property
+    def confidence(self) -> float:
+        """The mean probability in nuclei; 0 without any."""
+        inside = self.probs[self.labels > 0]
+        return float(inside.mean()) if inside.size else 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """How the network sees an image: enlarged by `factor`, and `inverted` or not.
+
+    The median `diameter` of its nuclei in px is None where it is not known.
+    """
+
+    factor: float
+    diameter: float | None
+    inverted: bool
+
+    def apply(self, image: Tensor) -> Tensor:
+        """The image (N, 3, H, W) or its negative."""
+        return 1 - image if self.inverted else image
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Finds nuclei with a trained network.
+
+    Attributes:
+        network: Gives the probabilities (N, out_channels, H, W) of images (N, 3, H, W).
+        whole: As `network`, for whole images: it may batch those of several threads.
+        precision: Makes the context in which this thread has the network compute.
+        diameter: Median diameter in px of the nuclei that the network was trained on.
+        decoding: How probabilities become nuclei.
+        decode: As `instances.decode`, but it may compute elsewhere.
+    """
+
+    network: Callable[[Tensor], Tensor]
+    whole: Callable[[Tensor], Tensor]
+    precision: Callable[[], torch.autocast]
+    diameter: float
+    decoding: Decoding
+    decode: Callable[[NDArray[Any], Decoding], NDArray[Any]]
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The nuclei of one file; see `SegmentationTask.predict_step`."""
+        large = batch.get("large")
+        with torch.inference_mode(), self.precision():
+            # All planes of a stack, and all tiles of a slide, are treated alike.
+            image = batch["image"] if large is None else large.image(*large.sample)[None]
+            middle = len(image) // 2
+            sample = image[middle, None]
+            view, found = self._choose_view(sample, batch["invert"], batch["diameter"])
+            facts = {"scale": view.factor, "diameter": view.diameter, "inverted": view.inverted}
+            if large is not None:
+                return {"maps": partial(self._maps, large, view), **facts}
+            planes = [
+                found if place == middle else self.segment(view.apply(plane[None]), view.factor)
+                for place, plane in enumerate(image)
+            ]
+        labels, probs = zip(*((plane.labels, plane.probs) for plane in planes), strict=True)
+        return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
+
+    def _choose_view(
+        self, sample: Tensor, invert: bool | str, size: float | str
+    ) -> tuple[View, Segmentation]:
+        """How an image is to be seen, decided on one plane (1, 3, H, W), and its nuclei."""
+        inverted = invert is True
+        if inverted:
+            sample = 1 - sample
+        diameter = None if isinstance(size, str) else size
+        factor = factor_for(diameter, self.diameter) if diameter else 1.0
+        found = self.segment(sample, factor)
+        if invert == "auto" and is_bright(sample):
+            # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
+            negative = self.segment(1 - sample, factor)
+            if negative.confidence > found.confidence + MARGIN:
+                inverted, sample, found = True, 1 - sample, negative
+        if size == "auto":
+            # The model is surer of nuclei whose size it knows.
+            surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)
+            diameter = median_diameter([surest.labels])
+            wanted = factor_for(diameter, self.diameter) if diameter else 1.0
+            if wanted != 1:
+                rescaled = self.segment(sample, wanted)
+                if rescaled.confidence > found.confidence - TOLERANCE:
+                    factor, found = wanted, rescaled
+        return View(factor, diameter, inverted), found
+
+    def _maps(
+        self,
+        large: Any,
+        view: View,
+        plane: int,
+        rows: slice,
+        columns: slice,
+    ) -> NDArray[np.float32]:
+        """Probabilities (out_channels, h, w) of a window of a large image."""
+        image = view.apply(large.image(plane, rows, columns)[None])
+        with torch.inference_mode(), self.precision():
+            return self._on_grid(image, view.factor)
+
+    def _on_grid(self, image: Tensor, factor: float) -> NDArray[np.float32]:
+        """Probabilities (out_channels, h, w) of a window (1, 3, h, w) that is seen enlarged."""
+        # Tiles come one after the other: there is nothing to batch.
+        probs: NDArray[np.float32] = self.network(rescale(image, factor))[0].cpu().numpy()
+        return probs if factor == 1 else resize_maps(probs, image.shape[-2:])
+
+    def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
+        """The nuclei of one plane.
+
+        Args:
+            image: (1, 3, H, W), normalised.
+            factor: By which the network sees it enlarged: by windows, if it is large then.
+        """
+        height, width = image.shape[-2:]
+        shape = height, width
+        if factor > 1 and height * width * factor**2 > LARGE:
+
+            def window(rows: slice, columns: slice) -> NDArray[np.float32]:
+                return self._on_grid(image[..., rows, columns], factor)
+
+            probs = with_halo(window, shape, factor)(slice(0, height), slice(0, width))
+        else:
+            probs = self.whole(rescale(image, factor))[0].cpu().numpy()
+            if factor > 1:  # narrow gaps are seen that the full grid has not
+                labels = to_grid(self.decode(probs, self.decoding), shape)
+                return Segmentation(labels, resize_maps(probs, shape)[0])
+            if factor < 1:  # the outlines follow the full grid
+                probs = resize_maps(probs, shape)
+        return Segmentation(self.decode(probs, self.decoding.at(factor)), probs[0])
