@@ -7,13 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from cellseg.cli import main
+from cellseg.data.channels import to_rgb_planes
+from cellseg.data.images import read_one_plane
 from cellseg.data.synthetic import generate
 
 # The tests' arrays are tiny: threads would only wait for each other.
@@ -40,6 +44,11 @@ def write_nuclei(folder: Path, count: int, start: int = 0, size: int = 64) -> Pa
         Image.fromarray(image).save(folder / "images" / f"n{number:02d}.png")
         Image.fromarray(labels.astype(np.uint16)).save(folder / "masks" / f"n{number:02d}.png")
     return folder
+
+
+def read_image(source: Path | bytes, name: str = "", channel: str | None = None) -> NDArray[Any]:
+    """An image as it is trained on, (H, W, 3)."""
+    return np.asarray(to_rgb_planes(read_one_plane(source, name), channel)[0][0])
 
 
 def find_checkpoint(run: Path, name: str = "last") -> Path:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellseg.data.images import read_labels, read_recording, to_rgb_planes
+from cellseg.data.channels import to_rgb_planes
+from cellseg.data.images import read_labels, read_recording
 from conftest import SHARED
 
 FORMATS = SHARED / "data" / "formats"

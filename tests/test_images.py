@@ -17,18 +17,11 @@ from PIL import Image
 
 from cellseg.data import readers
 from cellseg.data import recording as recordings
-from cellseg.data.images import (
-    intensity_limits,
-    is_image,
-    normalise,
-    read_image,
-    read_labels,
-    read_recording,
-    select_planes,
-    to_rgb,
-    to_rgb_planes,
-)
+from cellseg.data.channels import to_rgb, to_rgb_planes
+from cellseg.data.images import is_image, read_labels, read_recording, select_planes
+from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.errors import InputError
+from conftest import read_image
 
 RNG = np.random.default_rng(7)
 GREY = RNG.integers(0, 256, (40, 56), dtype=np.uint8)

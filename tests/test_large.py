@@ -17,7 +17,8 @@ from PIL import Image
 import cellseg as package
 from cellseg import task
 from cellseg.data import files, images, recording, tiff
-from cellseg.data.images import intensity_limits, normalise, read_recording, select_planes
+from cellseg.data.images import read_recording, select_planes
+from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate

@@ -1,4 +1,4 @@
-"""What an image is made into before a model sees it that was trained on others."""
+"""Rescaling and inverting images, so that they resemble those that a model was trained on."""
 
 from __future__ import annotations
 

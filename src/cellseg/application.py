@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shlex
 import sys
-import warnings
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import Decoding
+from cellseg.messages import quieten
 from cellseg.predict.writer import PredictionWriter
 from cellseg.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
@@ -40,37 +40,13 @@ from cellseg.tuning import Tuning
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
 # Our groups of flags, as far as they may take lists.
 GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
-# Warnings of Lightning's that are of no use to whom they reach.
-QUIET = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own use of torch
-    "Be aware that when using `ckpt_path`, callbacks",  # prediction needs no early stopping
-    "The dirpath has changed",  # a run that starts from one elsewhere has a best of its own
-    "Checkpoint directory .* exists and is not empty",  # that of the run that goes on
-    "Total length of `DataLoader` across ranks is zero",  # all is done already
-    "Couldn't infer the batch indices",  # a batch is a file and carries its name
-    r"The number of training batches \(\d+\) is smaller than the logging interval",
-    "Precision .* is not supported by the model summary",
-    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # `Tuning` says it
-    "The ``compute`` method of metric .* was called before",  # a process without an image
-    "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
-)
-# Of others' messages, those that help. They are set on import, so this comes after it.
-LOG_LEVELS = {
-    "lightning.pytorch": logging.WARNING,  # devices that there are not, and tips
-    "lightning.fabric": logging.WARNING,
-    "lightning.pytorch.callbacks.model_summary": logging.INFO,
-    "tifffile": logging.CRITICAL,  # what it finds in a damaged file is in that file's error row
-}
 
 
 def run(
     args: Sequence[str], model_class: type[LightningModule] | None, allow: Iterable[str]
 ) -> int:
     """Parse and carry out one command; see `cli.main`."""
-    for message in QUIET:
-        warnings.filterwarnings("ignore", message)
-    for name, level in LOG_LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+    quieten()
     use_granted_cores()
     try:
         code = Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
@@ -327,12 +303,11 @@ class Application(LightningCLI):
             name = whole.stem if whole.is_file() else whole.name
             writer.dir = whole.parent / f"{name}_cellseg"
         self.datamodule.output_dir = writer.dir
-        self.datamodule.not_done = writer.not_done
         self.datamodule.agree = writer.processes.agree
         assert self.choice is not None
         model = hashlib.sha256(self.choice.path.read_bytes()).hexdigest()
         runtime = self.runtime.choose(self.trainer, self.model)
-        writer.start(
+        run = writer.start(
             {
                 **_command(),
                 "model": self.choice.name,
@@ -353,6 +328,9 @@ class Application(LightningCLI):
             self.datamodule.shard,
             self.trainer.global_rank,
         )
+        self.datamodule.not_done = partial(
+            run.not_done, overwrite=writer.overwrite, verify=writer.verify
+        )
 
     def after_predict(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
@@ -363,7 +341,7 @@ class Application(LightningCLI):
             return
         if stopped and stopped not in EXIT_CODES:
             raise OutputError(stopped)
-        failed = writer.finish(files.names, files.own)
+        failed = writer.run.finish(files.names, files.own)
         self.exit_code = EXIT_CODES[stopped] if stopped else 1 if failed else 0
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class Stored:
     ranges: dict[str, list[float]] | None = None
 
     @property
+    def architecture(self) -> dict[str, Any]:
+        """Arguments of `SegmentationTask` that the weights fit."""
+        return {key.removeprefix("model."): self.settings[key] for key in ARCHITECTURE}
+
+    @property
     def decoding(self) -> Decoding:
         """How its maps become nuclei."""
         levels = {k: v for k, v in self.settings.items() if k.startswith("decode.")}

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from cellseg.arguments import bracket_lists
-from cellseg.checkpoint import ARCHITECTURE, Stored, read, resolve
+from cellseg.checkpoint import Stored, read, resolve
 from cellseg.cli import say, set_up_logging
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
@@ -91,8 +91,7 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
         InputError: The images cannot be read.
         OutputError: The model's folder cannot be written.
     """
-    architecture = {key.removeprefix("model."): stored.settings[key] for key in ARCHITECTURE}
-    net = SegmentationTask(**architecture, weights=str(path)).eval().net
+    net = SegmentationTask(**stored.architecture, weights=str(path)).eval().net
     datamodule.trained_split = stored.split
     datamodule.setup("fit")
     trained = (stored.split or {}).get("train", {})

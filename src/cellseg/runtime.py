@@ -178,8 +178,8 @@ def _openvino() -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    # A loader process that frees a compiled network which it was forked with waits for ever: for
-    # the network's threads, which only the first process has.
+    # A loader process inherits the compiled network by its fork, but not the network's threads:
+    # freeing the network, it would wait for them for ever.
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=gc.freeze)
     return openvino

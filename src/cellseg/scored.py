@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -94,9 +94,12 @@ def worst(images: Sequence[Scored]) -> list[Scored]:
     return sorted(images, key=lambda image: (image.scores["map"], image.id))[:WORST]
 
 
-def keep_worst_pictures(images: Sequence[Scored]) -> None:
-    """Forget the pictures of all others, which would fill the memory."""
-    kept = {image.id for image in worst(images)}
-    for image in images:
-        if image.id not in kept:
-            image.picture = None
+def add(images: list[Scored], one: Scored, picture: Callable[[], NDArray[np.uint8]]) -> None:
+    """Append an image, with its picture while it is among the worst: all would fill the memory."""
+    images.append(one)
+    kept = worst(images)
+    if one in kept:
+        one.picture = picture()
+        for image in images:
+            if image not in kept:
+                image.picture = None

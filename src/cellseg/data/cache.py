@@ -12,8 +12,9 @@ from secrets import token_hex
 
 import numpy as np
 
+from cellseg.data.channels import three, to_rgb_planes
 from cellseg.data.folders import Sample, Tree
-from cellseg.data.images import read_one_plane, three, to_rgb_planes
+from cellseg.data.images import read_one_plane
 from cellseg.data.masks import read_masks
 from cellseg.data.recording import Array
 from cellseg.errors import InputError
@@ -35,7 +36,7 @@ class Annotated:
     folder: Path
 
     def image(self) -> Array:
-        """(H, W, 3), as `read_image` gives it, mapped from disk."""
+        """(H, W, 3), mapped from disk."""
         return np.asarray(np.load(self.folder / "image.npy", mmap_mode="r"))
 
     def labels(self) -> Array:
@@ -65,7 +66,7 @@ def prepare(
 ) -> list[Annotated]:
     """Cache entries for all samples, made where they are missing, with a progress bar.
 
-    `channel` is that of the images which shows the nuclei, see `images.to_rgb_planes`.
+    `channel` is that of the images which shows the nuclei, see `channels.to_rgb_planes`.
 
     An entry is keyed by the content of its files and appears by a rename, so an interrupted
     or a simultaneous run does no harm, and the folder may be deleted between runs.

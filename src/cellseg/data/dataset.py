@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cellseg.data.images import intensity_limits, normalise
+from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.recording import Array
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode

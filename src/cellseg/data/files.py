@@ -12,13 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cellseg.data.images import (
-    intensity_limits,
-    normalise,
-    read_recording,
-    select_planes,
-    to_rgb_planes,
-)
+from cellseg.data.channels import to_rgb_planes
+from cellseg.data.images import read_recording, select_planes
+from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.large import LargeImage, left_out
 from cellseg.data.listing import digest_of, readable, size_and_time
 from cellseg.data.recording import LARGE, unreadable
@@ -31,7 +27,7 @@ class Reading:
 
     Attributes:
         percentiles: See `intensity_limits`.
-        channel: See `images.to_rgb_planes`.
+        channel: See `channels.to_rgb_planes`.
         plane: See `images.select_planes`.
         pixel_size: In um, in place of what the file says.
         invert: For the task: whether to predict on the negative, or `auto`.

@@ -9,16 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellseg.data.images import (
-    as_number,
-    channels_of,
-    colours_of,
-    limits_of,
-    normalise,
-    planes_of,
-    sampling_step,
-    three,
-)
+from cellseg.data.channels import channels_of, colours_of, three
+from cellseg.data.images import as_number, planes_of
+from cellseg.data.intensity import limits_of, normalise, sampling_step
 from cellseg.data.recording import COLOURS, Array, Recording, Windows
 
 # Side in px of the windows that are read to look at the whole.
@@ -31,8 +24,8 @@ class LargeImage:
     Args:
         recording: Its pixels are an array or `Windows`.
         plane: See `images.select_planes`.
-        channel: See `images.channels_of`.
-        percentiles: See `images.intensity_limits`.
+        channel: See `channels.channels_of`.
+        percentiles: See `intensity.intensity_limits`.
 
     Attributes:
         shape: (P, H, W) of the planes to predict.

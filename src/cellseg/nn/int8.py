@@ -63,7 +63,7 @@ def quantised(net: UNet, ranges: Mapping[str, Sequence[float]]) -> UNet:
         parts = (f"up.{place}", f"contracting.{net.depth - 1 - place}.5")
         lows, highs = zip(*(ranges[part] for part in parts), strict=True)
         ranges.update(dict.fromkeys(parts, (min(lows), max(highs))))
-        # What a transposed convolution takes: OpenVINO has fast ones for 0 amid the levels only.
+        # A transposed convolution is fast in OpenVINO only where 0 is in the middle of its range.
         below = f"expanding.{place - 1}.5" if place else f"contracting.{net.depth}.5"
         reach = max(map(abs, ranges[below]))
         ranges[below] = (-reach * 128 / 127, reach)

@@ -138,7 +138,7 @@ def make_way(path: Path, digests: Collection[str]) -> None:
     ours = digest_of(path) in digests or not is_whole(path) if digests else is_own_output(path)
     if ours:
         return
-    # No image by its name, so nobody's input.
+    # With this suffix no run takes it for an image.
     names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
     try:
         aside = next(free for free in names if not free.exists())

@@ -60,7 +60,7 @@ class Lanes:
             self._processes = ProcessPoolExecutor(self.count, spawned, outlive_signals)
 
     def add(self, work: Callable[[], None]) -> None:
-        """Have work done by the next free lane; one waits, so that no lane has to.
+        """Have work done by the next free lane; blocks while one is waiting for a lane already.
 
         Raises:
             Exception: What earlier work raised.

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.checkpoint import ARCHITECTURE, read, resolve
+from cellseg.checkpoint import read, resolve
 from cellseg.data.cache import default_cache_dir
+from cellseg.data.channels import colours_of, three, to_rgb
 from cellseg.data.dataset import to_input
-from cellseg.data.images import colours_of, three, to_rgb
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import LARGE
 from cellseg.instances import narrow
@@ -34,8 +34,7 @@ class Model:
 
     def __init__(self, model: str, runtime: Name = "auto") -> None:
         stored = read(resolve(model))
-        architecture = {key.removeprefix("model."): stored.settings[key] for key in ARCHITECTURE}
-        self.task = SegmentationTask(**architecture, weights=model).eval()
+        self.task = SegmentationTask(**stored.architecture, weights=model).eval()
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
         chosen = choose(runtime, single_precision_on_cpu=True, ranges=stored.ranges)

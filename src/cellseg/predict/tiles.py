@@ -111,7 +111,7 @@ def stitch(
 def margin_for(scale: float) -> int:
     """How far nuclei may reach out of a tile, in px, where the network sees them enlarged.
 
-    Not farther than the next tile, which is the last one that is known then.
+    At most one tile, since only the next row of tiles is in memory.
     """
     return min(TILE, round(MARGIN / min(1, scale)))
 

@@ -1,0 +1,140 @@
+"""One prediction into a results folder: what is done already, and what there is of the whole."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+from cellseg.cores import cores
+from cellseg.data.listing import Shard
+from cellseg.errors import few
+from cellseg.predict.drafts import is_whole, sweep
+from cellseg.predict.journal import Journal
+from cellseg.predict.tables import write_tables
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run of `predict` from its begin to its end.
+
+    Args:
+        dir: The results folder.
+        formats: What is written, see `results.FORMATS`.
+        about: What `run.json` says.
+        settings: All that the results of an image depend on besides its file.
+        shard: Which files are this run's, where others do the rest.
+        rank: Of this process.
+
+    Attributes:
+        key: The hash of the settings.
+    """
+
+    def __init__(
+        self,
+        dir: Path,
+        formats: Collection[str],
+        about: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        shard: Shard | None = None,
+        rank: int = 0,
+    ) -> None:
+        self.dir = dir
+        self.formats = formats
+        self.about = about
+        self.shard = shard
+        self.journal = Journal(dir, f"{shard.name}-{rank}" if shard else str(rank))
+        self.key = self.journal.start(settings)
+        self._began, self._started = time.time(), time.monotonic()
+
+    def not_done(
+        self, base: Path, files: Mapping[str, str], overwrite: bool, verify: bool
+    ) -> list[str]:
+        """The files that are still to be done, with a word on the others.
+
+        Args:
+            base: Folder that their names are relative to.
+            files: The stems of their results, by name.
+            overwrite: Do all of them.
+            verify: Also do those whose results cannot be read to their end.
+        """
+        journal = self.journal
+        others = {entry.stem: n for n, entry in journal.entries.items() if n not in files}
+        replaced = [others[stem] for stem in files.values() if stem in others]
+        if replaced:
+            log.warning("The results of other images are replaced: %s", few(replaced))
+        if overwrite:
+            return [*files]
+        done = {
+            file
+            for file, stem in files.items()
+            if journal.is_done(file, stem, f"{base}/{file}", self.key)
+        }
+        if verify:
+            with ThreadPoolExecutor(cores()) as threads:  # decompression runs beside Python
+                done = set(compress(done, threads.map(self._is_whole, done)))
+        todo = [file for file in files if file not in done]
+        if len(todo) < len(files):
+            log.info("%d of %d images are done already", len(files) - len(todo), len(files))
+        again = [file for file in todo if file in journal.entries]
+        if again:
+            changed = sorted({key for file in again for key in journal.changes(file, self.key)})
+            log.info(
+                "%d images are done again, because %s changed",
+                len(again), ", ".join(changed) or "they or their results",
+            )  # fmt: skip
+        return todo
+
+    def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
+        """Write the tables, the report and `run.json`, unless other shards are still to end.
+
+        Args:
+            files: All files, sorted; those that were not reached are left out.
+            own: Those of this run: all, or the shard's.
+
+        Returns:
+            How many of its own could not be done.
+        """
+        self.journal.reload()
+        told = [file for file in files if self.journal.tells_of(file, self.key)]
+        waiting = self.shard is not None and len(told) < len(files)
+        mine = own if waiting else files
+        left = len(set(mine) - set(told))
+        if waiting:
+            log.info(
+                "%s of the %s images of all shards are done; the last shard to end writes the "
+                "tables, or the same command without --data.shard",
+                f"{len(told):,}", f"{len(files):,}",
+            )  # fmt: skip
+        else:
+            if not self.shard and not left:
+                sweep(self.dir, self._began)
+            run = {**self.about, "seconds": round(time.monotonic() - self._started, 3)}
+            totals = write_tables(
+                self.journal, told, self.formats, {**run, "left": left} if left else run
+            )
+            page = "report.html" if "report" in self.formats else "summary.csv"
+            said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
+            log.info("%s; see %s", said, self.dir / page)
+        if left:
+            log.warning(
+                "%s of %s images are left; the same command again does them",
+                f"{left:,}", f"{len(mine):,}",
+            )  # fmt: skip
+        failures = [
+            str(self.journal.failures[f]["message"]) for f in own if f in self.journal.failures
+        ]
+        if failures:
+            log.warning("Failed: %s", few(failures, 3))
+        return len(failures)
+
+    def _is_whole(self, file: str) -> bool:
+        damaged = [n for n in self.journal.entries[file].outputs if not is_whole(self.dir / n)]
+        if damaged:
+            log.info("%s: damaged, done again", self.dir / damaged[0])
+        return not damaged
