@@ -28,10 +28,14 @@ from lightning.pytorch import Callback
 from cellseg.cli import main
 
 class Stop(Callback):
-    def __init__(self, step: int, how: str):
-        self.step, self.how = step, how
+    def __init__(self, step: int, how: str, where: str):
+        self.step, self.how, self.where = step, how, where
     def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
+        self.stop("training", trainer)
+    def on_validation_batch_end(self, trainer, *args):
+        self.stop("validation", trainer)
+    def stop(self, where, trainer):
+        if trainer.global_step == self.step and self.where == where:
             if self.how == "raise":
                 raise RuntimeError("a bug")
             if self.how == "kill":
@@ -81,11 +85,11 @@ def run_script(tmp_path: Path, *args: object) -> subprocess.CompletedProcess[str
     )
 
 
-def stop_at(tmp_path: Path, step: int, how: str) -> Path:
+def stop_at(tmp_path: Path, step: int, how: str, where: str = "training") -> Path:
     config = tmp_path / f"stop-{how}-{step}.yaml"
     config.write_text(
         "trainer: {callbacks: [{class_path: __main__.Stop, "
-        f"init_args: {{step: {step}, how: {how}}}}}]}}"
+        f"init_args: {{step: {step}, how: {how}, where: {where}}}}}]}}"
     )
     return config
 
@@ -125,6 +129,25 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     )
     # It is one run: one folder, one best checkpoint.
     assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
+
+
+@pytest.mark.parametrize(("how", "code"), [("term", 143), ("interrupt", 130)])
+def test_fault_18_stopped_while_validating_it_ends_at_once(
+    how: str, code: int, nuclei: Path, tmp_path: Path
+) -> None:
+    def fit(*more: object) -> subprocess.CompletedProcess[str]:
+        return run_script(
+            tmp_path,
+            *("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run"),
+            *("--trainer.max_epochs", 2, *SMALL, "--data.num_workers", 1, *more),
+        )
+
+    stopped = fit("--config", stop_at(tmp_path, 4, how, "validation"))  # or it is timed out
+    assert stopped.returncode == code, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert step_of(find_checkpoint(tmp_path / "run")) == 4
+    assert fit("--ckpt_path", "last").returncode == 0
+    assert step_of(find_checkpoint(tmp_path / "run")) == 8
 
 
 def test_last_is_of_the_last_epoch_also_where_the_best_is_older(

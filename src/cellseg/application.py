@@ -32,7 +32,7 @@ from cellseg.instances import Decoding
 from cellseg.messages import quieten
 from cellseg.predict.writer import PredictionWriter
 from cellseg.report import Report, score_folders
-from cellseg.signals import EXIT_CODES
+from cellseg.signals import EXIT_CODES, workers_end
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
 
@@ -49,10 +49,11 @@ def run(
     quieten()
     use_granted_cores()
     try:
-        code = Application([*args], model_class or SegmentationTask, [*FENCE, *allow]).exit_code
+        with workers_end():
+            command = Application([*args], model_class or SegmentationTask, [*FENCE, *allow])
         if dist.is_initialized():
             dist.destroy_process_group()  # else its threads may abort a process that ends
-        return code
+        return command.exit_code
     except SIGTERMException:
         return EXIT_CODES["SIGTERM"]
     except SystemExit as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -27,6 +28,29 @@ def end_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def workers_end() -> Iterator[None]:
+    """End the processes that begin within the block and are left after it.
+
+    Those that load images outlive SIGTERM, by which Python would end them when it exits: it would
+    wait for ever.
+    """
+    before = {*multiprocessing.active_children()}
+    try:
+        yield
+    finally:
+        left = {*multiprocessing.active_children()} - before
+        if left and threading.current_thread() is threading.main_thread():
+            # Torch's handler would raise an error for each. Windows has no such signal.
+            number = getattr(signal, "SIGCHLD", None)
+            handler = number and signal.signal(number, signal.SIG_DFL)
+            for worker in left:
+                worker.kill()
+                worker.join()
+            if number:
+                signal.signal(number, handler)
 
 
 def outlive_signals(worker: int = 0) -> None:
