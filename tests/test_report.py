@@ -262,6 +262,12 @@ def test_folds_of_a_small_set_make_one_report(
     with (tmp_path / "out" / "metrics.csv").open() as lines:
         assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
     assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)
+    # Else images would be scored once by each, also by those that were trained on them.
+    folds_of = ("test", "--ckpt_path", tmp_path / "folds", "--data.root")
+    for more in (("--data.test_dir", root), ("--data.folds", 3, "--data.fold", 1)):
+        assert "for other images or another split name one" in fails(*folds_of, root, *more)
+    other = write_nuclei(tmp_path / "other", 3, start=70)
+    assert f"nothing of {other}" in fails(*folds_of, other)
     stored["hyper_parameters"]["base_channels"] = 5
     torch.save(stored, path)
     assert "another model.base_channels" in fails("test", *folds)
@@ -269,6 +275,20 @@ def test_folds_of_a_small_set_make_one_report(
     torch.save(stored, path)
     shutil.copytree(tmp_path / "folds" / "1", tmp_path / "folds" / "again")
     assert "have test images in common" in fails("test", *folds)
+
+
+def test_folds_that_start_from_weights_make_one_report_of_their_own_images(
+    trained: Path, tmp_path: Path
+) -> None:
+    root = write_nuclei(tmp_path / "root", 8, start=40)
+    weights = ("--model.weights", find_checkpoint(trained, "best"))  # with a test side of its own
+    for fold in range(3):
+        run = ("--trainer.default_root_dir", tmp_path / "folds" / str(fold))
+        args = ("--data.root", root, "--data.folds", 3, "--data.fold", fold, *run, *weights, *SMALL)
+        assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    out = ("--trainer.default_root_dir", tmp_path / "out", "--data.num_workers", 0)
+    assert cellseg("test", "--ckpt_path", tmp_path / "folds", "--data.root", root, *out) == 0
+    assert read_report(tmp_path / "out")["images"] == 8
 
 
 def test_a_small_set_is_offered_folds(

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -274,18 +274,29 @@ class Application(LightningCLI):
         else:
             super()._run_subcommand(subcommand)
 
-    def _test_folds(self, datamodule: NucleiDataModule, folds: Sequence[Path]) -> None:
+    def _test_folds(
+        self, datamodule: NucleiDataModule, folds: Mapping[Path, checkpoint.Stored]
+    ) -> None:
         """Each checkpoint with its decoding on its own test side, and one report of all."""
+        assert self.choice is not None
+        tested = {digest for stored in folds.values() for digest in (stored.split or {})["test"]}
+        source, samples = datamodule.annotated()
+        unknown = not any(sample.digest() in tested for sample in samples)
+        if datamodule.test_dir or datamodule.recipe.asked or unknown:
+            raise InputError(
+                f"--ckpt_path {self.choice.name}: its runs score what each of them tested on"
+                + (f", which is nothing of {source}" if unknown else "")
+                + "; for other images or another split name one checkpoint"
+            )
         self.before_test()
         self.report.parts = len(folds)
         # Flags of the user's win here too; the others hold what the first checkpoint stored.
         now = asdict(self.model.decoding)
         asked = {name: value for name, value in now.items() if f"decode.{name}" in self.given}
-        models = {path: checkpoint.read(path) for path in folds}
-        decodings = {p: replace(stored.decoding, **asked) for p, stored in models.items()}
+        decodings = {p: replace(stored.decoding, **asked) for p, stored in folds.items()}
         if len(set(decodings.values())) > 1:
             self.report.about["decoding"] = "of each checkpoint"
-        for path, stored in models.items():
+        for path, stored in folds.items():
             datamodule.trained_split, datamodule.sides = stored.split, {}
             self.model.decoding = decodings[path]
             self.model.ranges = stored.ranges

@@ -12,7 +12,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Choice:
     stored: Stored
     whole: bool
     starts_anew: bool
-    folds: tuple[Path, ...] = ()
+    folds: Mapping[Path, Stored] = field(default_factory=dict)
 
     def defaults(self) -> dict[str, Any]:
         """What takes the place of the defaults of flags."""
@@ -108,8 +108,8 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
         named = DEFAULT
         log.info("Model: %s, which comes with cellseg", named)
     name = str(named)
-    folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else ()
-    path = folds[0] if folds else resolve(name, default_root_dir)
+    folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else {}
+    path = next(iter(folds)) if folds else resolve(name, default_root_dir)
     stored = read(path)
     for key in FIXED:
         asked, kept = flags.get(key), stored.settings[key]
@@ -153,29 +153,44 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     raise InputError(f"{model}: no such file; the models in the package are {', '.join(shipped)}")
 
 
-def best_of_runs(folder: Path) -> tuple[Path, ...]:
-    """The best checkpoints below a folder, such as those of the folds of a small set."""
-    found = tuple(sorted(folder.rglob("best*.ckpt")))
-    if not found:
+def best_of_runs(folder: Path) -> dict[Path, Stored]:
+    """The best checkpoints below a folder, such as those of the folds of a small set.
+
+    Of their splits, the test sides lack what all of them have there: a training that starts from
+    weights keeps the sides of what those were trained on.
+
+    Raises:
+        InputError: There are none, or they do not belong together.
+    """
+    runs = {path: read(path) for path in sorted(folder.rglob("best*.ckpt"))}
+    if not runs:
         raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
-    tested: dict[str, Path] = {}
-    first = read(found[0]).settings
-    for path in found:
-        stored = read(path)
-        differing = [key for key in FIXED if stored.settings[key] != first[key]]
+    first, *others = runs
+    for path in others:
+        differing = [k for k in FIXED if runs[path].settings[k] != runs[first].settings[k]]
         if differing:
             raise InputError(
-                f"--ckpt_path {folder}: {found[0]} and {path} were trained with another "
+                f"--ckpt_path {folder}: {first} and {path} were trained with another "
                 f"{differing[0]}; move one of them away"
             )
-        for digest in (stored.split or {}).get("test", {}):
-            other = tested.setdefault(digest, path)
-            if other != path:
-                raise InputError(
-                    f"--ckpt_path {folder}: {other} and {path} have test images in common; move "
-                    "one of them away"
-                )
-    return found
+    sides = {path: stored.split or {} for path, stored in runs.items()}
+    tests = {path: {**split.get("test", {})} for path, split in sides.items()}
+    inherited = set.intersection(*map(set, tests.values())) if others else set()
+    tested: dict[str, Path] = {}
+    for path, test in tests.items():
+        own = test.keys() - inherited
+        same = next((tested[digest] for digest in own if digest in tested), None)
+        if others and not own:
+            same = next(other for other in runs if other != path)
+        if same:
+            raise InputError(
+                f"--ckpt_path {folder}: {same} and {path} have test images in common; move one of "
+                "them away"
+            )
+        tested.update(dict.fromkeys(own, path))
+        split = {**sides[path], "test": {digest: test[digest] for digest in own}}
+        runs[path] = replace(runs[path], split=split)
+    return runs
 
 
 def read(path: Path) -> Stored:

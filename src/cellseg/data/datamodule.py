@@ -192,7 +192,7 @@ class NucleiDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Download and fill the cache, on one process of each machine."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.PREDICTING:
-            self._annotated()
+            self.annotated()
 
     def setup(self, stage: str) -> None:
         if stage == "predict":
@@ -289,7 +289,7 @@ class NucleiDataModule(pl.LightningDataModule):
         """The group of an image, and its modality where that is known."""
         return self._origins[sample]
 
-    def _annotated(self) -> tuple[str, list[Annotation]]:
+    def annotated(self) -> tuple[str, list[Annotation]]:
         """Where the annotated images come from, and themselves; looked for once."""
         testing = self.trainer is None or self.trainer.state.fn == TrainerFn.TESTING
         root = self.test_dir if testing and self.test_dir else self.root
@@ -337,7 +337,7 @@ class NucleiDataModule(pl.LightningDataModule):
         return Files(base, [*stems], own, [(name, stems[name]) for name in todo])
 
     def _setup_sides(self, stage: str) -> None:
-        source, annotated = self._annotated()
+        source, annotated = self.annotated()
         by_id = {sample.id: sample for sample in annotated}
         split = self._split_in_force(annotated, stage)
         self.sides = {side: [by_id[i] for i in split.sides[side]] for side in SIDES}
