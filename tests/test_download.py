@@ -135,9 +135,10 @@ def test_a_second_call_makes_no_request(tmp_path: Path, server: Server) -> None:
 def test_an_archive_put_there_by_hand_is_checked_and_gets_its_sha256(
     tmp_path: Path, server: Server
 ) -> None:
-    (tmp_path / NAME).write_bytes(kaggle_zip())
+    archive = kaggle_zip()
+    (tmp_path / NAME).write_bytes(archive)
     fetch(tmp_path, server.url)
-    digest = hashlib.sha256(kaggle_zip()).hexdigest()
+    digest = hashlib.sha256(archive).hexdigest()
     assert (tmp_path / NOTE).read_text() == f"{digest}  {NAME}\n"
     assert sorted(os.listdir(tmp_path)) == [NAME, NOTE]
     assert server.requests == 0

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +26,14 @@ DECODE = ("--decode.threshold", "0.5", "--decode.marker", "0.5", "--decode.min_a
 STOPPER = """
 import os, signal, sys
 from lightning.pytorch import Callback
+from cellseg import tuning
 from cellseg.cli import main
 
 class Stop(Callback):
     def __init__(self, step: int, how: str, where: str):
         self.step, self.how, self.where = step, how, where
+        if where == "tuning":
+            tuning.tune = lambda *args: os.killpg(0, signal.SIGINT)
     def on_train_batch_end(self, trainer, *args):
         self.stop("training", trainer)
     def on_validation_batch_end(self, trainer, *args):
@@ -148,6 +152,36 @@ def test_fault_18_stopped_while_validating_it_ends_at_once(
     assert step_of(find_checkpoint(tmp_path / "run")) == 4
     assert fit("--ckpt_path", "last").returncode == 0
     assert step_of(find_checkpoint(tmp_path / "run")) == 8
+
+
+def test_a_run_that_is_stopped_while_tuning_is_tuned_by_the_next(
+    trained: Path, nuclei: Path, tmp_path: Path
+) -> None:
+    def fit(run: str, *more: object) -> subprocess.CompletedProcess[str]:
+        return run_script(
+            tmp_path,
+            *("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path / run),
+            *("--trainer.max_epochs", 1, *SMALL, *more),
+        )
+
+    def last(run: str) -> dict[str, Any]:
+        return torch.load(find_checkpoint(tmp_path / run), weights_only=True)
+
+    # So that there is a mixture to be tried before.
+    weights = ("--model.weights", find_checkpoint(trained, "best"))
+    assert fit("whole", *weights).returncode == 0
+    stopped = fit("parts", *weights, "--config", stop_at(tmp_path, 0, "interrupt", "tuning"))
+    assert stopped.returncode == 130, stopped.stderr
+    assert "tuned" not in last("parts")
+    torch.testing.assert_close(last("parts")["state_dict"], last("whole")["state_dict"])
+    resumed = fit("parts", "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Trained to its end already" in resumed.stderr
+    assert last("parts")["decoding"] == last("whole")["decoding"]
+    best = [find_checkpoint(tmp_path / run, "best") for run in ("parts", "whole")]
+    one, other = (torch.load(path, weights_only=True) for path in best)
+    torch.testing.assert_close(one["state_dict"], other["state_dict"])
+    assert "Tuned on" not in fit("parts", "--ckpt_path", "last").stderr
 
 
 def test_last_is_of_the_last_epoch_also_where_the_best_is_older(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
@@ -35,6 +36,8 @@ from cellseg.report import Report, score_folders
 from cellseg.signals import EXIT_CODES, workers_end
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
+
+log = logging.getLogger(__name__)
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
@@ -258,6 +261,12 @@ class Application(LightningCLI):
     def before_fit(self) -> None:
         keep_freed_memory()
         self._get(self.config_init, "dashboard").config_text = self._config_text()
+
+    def after_fit(self) -> None:
+        tuning = self._get(self.config_init, "tuning")
+        if not tuning.trained:
+            log.info("Trained to its end already; a higher --trainer.max_epochs goes on")
+            tuning.make_up(self.trainer, self.model)
 
     def before_validate(self) -> None:
         self.report.about = self._about()

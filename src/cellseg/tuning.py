@@ -53,9 +53,25 @@ class Tuning(pl.Callback):
 
     def __init__(self, images: int = 100) -> None:
         self.images = images
+        self.trained = False  # in this run
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SegmentationTask)
+        self.trained = True
+        before = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        try:
+            self._tune(trainer, pl_module)
+        except BaseException:  # these are the weights that the last checkpoint is to have
+            pl_module.load_state_dict(before)
+            raise
+
+    def make_up(self, trainer: pl.Trainer, pl_module: SegmentationTask) -> None:
+        """Tune what a run that was stopped after its last step could not."""
+        best = Path(getattr(trainer.checkpoint_callback, "best_model_path", "") or "none")
+        if best.is_file() and "tuned" not in torch.load(best, "cpu", weights_only=True):
+            self._tune(trainer, pl_module)
+
+    def _tune(self, trainer: pl.Trainer, pl_module: SegmentationTask) -> None:
         checkpoints = trainer.checkpoint_callback
         best = Path(getattr(checkpoints, "best_model_path", "") or "none")
         if not trainer.is_global_zero or not self.images:
@@ -75,11 +91,10 @@ class Tuning(pl.Callback):
             )
             return
         pl_module.decoding, score = tune(predictions, pl_module.decoding)
-        _store(best, content, pl_module.decoding)
         last = best.with_name("last.ckpt")
         if last.is_file():
-            content = torch.load(last, map_location="cpu", weights_only=True)
-            _store(last, content, pl_module.decoding)
+            _store(last, torch.load(last, "cpu", weights_only=True), pl_module.decoding)
+        _store(best, content, pl_module.decoding)
         log.info(
             "Tuned on %d validation images: %s, mean AP %.3f",
             len(predictions), _flags(pl_module.decoding), score,
@@ -124,7 +139,9 @@ class Tuning(pl.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, NucleiDataModule)
         dataset = datamodule.whole_images("val")
-        most = int(min(self.images, trainer.world_size * sum(trainer.num_val_batches)))
+        # None are known where there was nothing left to train.
+        limit = trainer.world_size * sum(trainer.num_val_batches) or len(dataset)
+        most = int(min(self.images, limit))
         # Spread over the images, which are sorted, so that all kinds are there.
         places = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int))
         predictions = []
@@ -178,7 +195,7 @@ def tune(
 def _store(path: Path, content: dict[str, Any], decoding: Decoding) -> None:
     """Write a checkpoint with another decoding."""
     with draft(path) as name:
-        torch.save({**content, "decoding": asdict(decoding)}, name)
+        torch.save({**content, "decoding": asdict(decoding), "tuned": True}, name)
 
 
 def _flags(decoding: Decoding) -> str:
