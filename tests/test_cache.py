@@ -277,7 +277,7 @@ def test_the_digest_is_that_of_the_recording_whatever_channel_is_looked_at(tmp_p
     tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "CYX"})
     tifffile.imwrite(tmp_path / "a_labels.tif", np.eye(6, 8, dtype=np.uint16))
     tree = open_tree(tmp_path)
-    samples, _ = find_samples(tree)
+    samples, _, _ = find_samples(tree)
     (one,), (other,) = (prepare(tree, samples, tmp_path / "cache", channel) for channel in "01")
     assert (one.image() != other.image()).any()
     assert one.digest() == other.digest()

@@ -117,7 +117,7 @@ def test_each_layout_is_found_however_it_is_stored(
 ) -> None:
     names, expected = LAYOUTS[layout]
     tree = open_tree(store(tmp_path, [*names, *JUNK]))
-    samples, missing = find_samples(tree)
+    samples, missing, _ = find_samples(tree)
     assert samples == expected
     assert missing == []
     assert tree.read(samples[0].image) == samples[0].image.encode()
@@ -130,7 +130,7 @@ def test_images_without_a_mask_are_named(tmp_path: Path, store: Store) -> None:
         *("p/images/a.png", "p/images/b.png", "p/masks/a.png"),
         *("flat/a.tif", "flat/a_labels.tif", "flat/b.tif"),
     ]
-    samples, missing = find_samples(open_tree(store(tmp_path, names)))
+    samples, missing, _ = find_samples(open_tree(store(tmp_path, names)))
     assert [sample.id for sample in samples] == ["flat/a", "k1", "p/a"]
     assert sorted(missing) == ["flat/b.tif", "k2/images/k2.png", "p/images/b.png"]
 
@@ -182,7 +182,7 @@ def test_where_no_image_has_a_mask_the_layouts_are_named(
 def test_the_real_archive_has_its_664_images_with_all_their_masks() -> None:
     with (DSB2018 / "split.csv").open() as lines:
         nuclei = {row["image_id"]: int(row["n_nuclei"]) for row in csv.DictReader(lines)}
-    samples, missing = find_samples(open_tree(DSB2018 / "stage1_train.zip"))
+    samples, missing, _ = find_samples(open_tree(DSB2018 / "stage1_train.zip"))
     assert len(samples) == 664
     assert {sample.id: len(sample.masks) for sample in samples} == nuclei
     assert missing == []
@@ -242,7 +242,7 @@ def test_fault_34_an_archive_writes_nothing_outside_the_cache(tmp_path: Path) ->
             archive.writestr(f"{member}/masks/n.png", png)
     before = set(walk(tmp_path))
     tree = open_tree(path)
-    samples, _ = find_samples(tree)
+    samples, _, _ = find_samples(tree)
     cache = tmp_path / "cache"
     assert len(prepare(tree, samples, cache)) == 4
     new = set(walk(tmp_path)) - before
@@ -259,7 +259,7 @@ def test_fault_34_a_link_in_an_archive_is_not_followed(tmp_path: Path) -> None:
         archive.writestr(link, str(secret))
         archive.writestr("k1/masks/n1.png", secret.read_bytes())
     tree = open_tree(path)
-    samples, _ = find_samples(tree)
+    samples, _, _ = find_samples(tree)
     with pytest.raises(InputError, match=r"k1/images/k1\.png: not an image"):
         prepare(tree, samples, tmp_path / "cache")
 
@@ -442,7 +442,7 @@ def test_fault_24_masks_of_all_kinds_give_the_same_nuclei(kind: str, tmp_path: P
     else:
         Image.fromarray(masks[kind]).save(folder / "masks" / "a.png")
     tree = open_tree(tmp_path)
-    (sample,), missing = find_samples(tree)
+    (sample,), missing, _ = find_samples(tree)
     labels = load(tree, sample)[1]
     assert missing == []
     np.testing.assert_array_equal(labels, truth * (kind != "empty"))

@@ -24,7 +24,7 @@ def annotated(folder: Path, number: int = 3) -> NDArray[np.uint16]:
 
 def load_only(folder: Path) -> NDArray[np.uint16]:
     tree = open_tree(folder)
-    (sample,), missing = find_samples(tree)
+    (sample,), missing, _ = find_samples(tree)
     assert not missing
     return load(tree, sample)[1]
 

@@ -290,6 +290,33 @@ assert sys.modules["openvino_telemetry"] is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_model_may_go_in_any_thread(tmp_path: Path) -> None:
+    code = f"""
+import gc, os, signal, threading
+from pathlib import Path
+import torch
+from cellseg.nn.unet import UNet
+from cellseg.runtime import compile_levels
+
+def use_and_forget():
+    net = UNet(out_channels=1, base_channels=4, depth=2).eval()
+    return compile_levels(net, Path({str(tmp_path)!r}))
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *args: heard.append(1))
+held = [use_and_forget()]
+held[0](torch.rand(1, 3, 16, 16))
+other = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+other.start()
+other.join()
+for _ in range(20):
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(len(heard))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr
+
+
 def test_a_loader_process_leaves_an_inherited_network_alone(tmp_path: Path) -> None:
     script = """
 import gc, os, sys, time

@@ -29,6 +29,8 @@ class BestAndLast(ModelCheckpoint):
     def __init__(
         self, monitor: str = "val/map", mode: str = "max", every_n_epochs: int = 1
     ) -> None:
+        if every_n_epochs < 1:
+            raise InputError(f"--checkpoint.every_n_epochs {every_n_epochs}: must be positive")
         super().__init__(
             monitor=monitor,
             mode=mode,

@@ -119,7 +119,13 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
         for sample in tqdm(samples, "Scoring", leave=False, disable=None):
             if sample.id in lacking:
                 continue
-            target, preds = sample.labels(), whole_labels(read_labels(paths[sample.id]))
+            read = read_labels(paths[sample.id])
+            if np.array_equal(read, sample.image()[..., 0]):
+                raise InputError(
+                    f"{paths[sample.id]}: is the image, not its labels; name those "
+                    f"{Path(sample.id).name}_labels.tif"
+                )
+            target, preds = sample.labels(), whole_labels(read)
             if target.shape != preds.shape:
                 raise InputError(
                     f"{paths[sample.id]}: {preds.shape[0]} x {preds.shape[1]} px, but its image "

@@ -122,7 +122,7 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
             folder = Path(tempfile.mkdtemp(prefix="cellseg-")) / "openvino"
             atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
             _convert(net, folder)
-    core = openvino.Core()
+    core = _core()
     free: dict[int, list[Any]] = defaultdict(list)
 
     def levels(image: Tensor) -> Tensor:
@@ -170,6 +170,16 @@ def _convert(net: UNet, folder: Path) -> None:
         with suppress(OSError):  # another process was first
             os.replace(name, folder)
             Path(name).mkdir()
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's core, one for ever.
+
+    Its CPU plugin gives the thread that makes it a stack for signals, and takes the memory back
+    when it goes, perhaps in another thread: the next signal would then end the process.
+    """
+    return _openvino().Core()
 
 
 @cache

@@ -65,10 +65,10 @@ class SegmentationTask(pl.LightningModule):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        if min(warmup_steps, border_weight) < 0 or lr <= 0:
+        if not (min(warmup_steps, border_weight, weight_decay) >= 0 and 0 < lr < math.inf):
             raise ValueError(
-                f"negative warmup_steps={warmup_steps} or border_weight={border_weight}, "
-                f"or lr={lr} not above 0"
+                f"lr={lr}, weight_decay={weight_decay}, warmup_steps={warmup_steps}, "
+                f"border_weight={border_weight}: the first must be positive, none negative"
             )
         if not 1 <= out_channels <= len(MAPS):
             raise ValueError(f"out_channels={out_channels}, but it must be 1 to {len(MAPS)}")

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cellseg.data.datamodule import NucleiDataModule
+from cellseg.errors import InputError
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
 from cellseg.predict.drafts import draft
@@ -52,6 +53,8 @@ class Tuning(pl.Callback):
     """
 
     def __init__(self, images: int = 100) -> None:
+        if images < 0:
+            raise InputError(f"--tuning.images {images}: must not be negative")
         self.images = images
         self.trained = False  # in this run
 

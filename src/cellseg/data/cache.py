@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from cellseg.data.images import read_one_plane
 from cellseg.data.masks import read_masks
 from cellseg.data.recording import Array
 from cellseg.errors import InputError
+
+log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the content of an entry changes its meaning.
 FORMAT = "3"
@@ -95,6 +98,11 @@ def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array,
     """An image, its labels and its digest, read from files: (H, W, 3), (H, W) and hex digits."""
     recording = read_one_plane(tree.read(sample.image), sample.image)
     image, recorded = to_rgb_planes(recording, channel)[0][0], recording.pixels[0]
+    if recorded.dtype.kind == "f" and not np.isfinite(recorded).all():
+        damaged = np.count_nonzero(~np.isfinite(recorded))
+        if damaged == recorded.size:
+            raise InputError(f"{sample.image}: no pixel is a number; leave it out")
+        log.warning(f"{sample.image}: {damaged} pixels are NaN or infinite and count as 0")
     digest = pixel_digest(three(recorded) if recorded.shape[2] == 1 else recorded)
     return image, read_masks(tree, sample, image.shape[:2]), digest
 
@@ -111,7 +119,7 @@ def _write(folder: Path, image: Array, labels: Array, digest: str) -> None:
     except OSError as error:
         if not folder.is_dir():  # else another process was first
             raise InputError(
-                f"{folder}: {error.strerror}; name a writable folder with --data.cache_dir"
+                f"{folder}: {error.strerror or error}; name a writable folder with --data.cache_dir"
             ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -135,8 +136,22 @@ class NucleiDataModule(pl.LightningDataModule):
             raise InputError(
                 "--data.crop_size, --data.crops_per_epoch and --data.batch_size must be positive"
             )
-        if min(augment, synthetic) < 0:
-            raise InputError("--data.augment and --data.synthetic must not be negative")
+        if not 0 <= augment < math.inf:
+            raise InputError(f"--data.augment {augment:g}: must not be negative, nor infinite")
+        if min(synthetic, num_workers or 0) < 0:
+            raise InputError("--data.synthetic and --data.num_workers must not be negative")
+        if synthetic and root is not None:
+            raise InputError(
+                "--data.synthetic takes the place of --data.root; leave one of them out"
+            )
+        if fold and not folds:
+            raise InputError(
+                f"--data.fold {fold}: of how many? Name their number with --data.folds"
+            )
+        if folds and split not in ("auto", "random"):
+            raise InputError(
+                f"--data.folds {folds} and --data.split {split} divide the images; leave one out"
+            )
         for name, value in (("balance", balance), ("augment_share", augment_share)):
             if not 0 <= value <= 1:
                 raise InputError(f"--data.{name} {value:g}: must lie in 0 to 1")
@@ -313,9 +328,11 @@ class NucleiDataModule(pl.LightningDataModule):
                 "ones with --data.synthetic 48"
             )
         tree = open_tree(root, "--data.test_dir" if root == self.test_dir else "--data.root")
-        samples, missing = find_samples(tree)
+        samples, missing, orphans = find_samples(tree)
         if missing:
             log.warning(f"{len(missing)} images have no mask and are left out: {few(missing)}")
+        if orphans:
+            log.warning(f"{len(orphans)} masks have no image and are left out: {few(orphans)}")
         found: list[Annotation] = list(prepare(tree, samples, self.cache_dir, self.channel))
         return str(tree.root), found
 

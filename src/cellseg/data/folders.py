@@ -114,8 +114,8 @@ def open_tree(root: Path, flag: str = "--data.root") -> Tree:
     return tree
 
 
-def find_samples(tree: Tree) -> tuple[list[Sample], list[str]]:
-    """The annotated images of a tree, sorted by id, and the names of images without a mask.
+def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
+    """The annotated images of a tree, sorted by id; images without a mask, masks without an image.
 
     Raises:
         InputError: No layout fits, or an image that must have a mask has none.
@@ -143,7 +143,14 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str]]:
             raise InputError(
                 f"{tree.root}: {other.image} and {sample.image} are both '{sample.id}'"
             )
-    return [by_id[key] for key in sorted(by_id)], missing
+    used = {mask for sample in samples for mask in sample.masks}
+    every = {name for names in folders.values() for name in names if _is_mask(name)}
+    return [by_id[key] for key in sorted(by_id)], missing, sorted(every - used)
+
+
+def _is_mask(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.parent.name == "masks" or path.stem.endswith((*PREDICTED, "_rois"))
 
 
 def _paired(
@@ -151,7 +158,7 @@ def _paired(
 ) -> Iterator[Sample]:
     stems = _by_stem(masks)
     own_mask = PurePosixPath(images[0]).stem in stems
-    if parent.name and len(images) == 1 and (len(masks) > 1 or (masks and not own_mask)):
+    if parent.name and len(images) == 1 and masks and not own_mask:
         # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
         yield Sample(parent.name, images[0], tuple(masks), whole=False)
         return
@@ -212,13 +219,13 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
             for key in {stem, str(path.parent / stem)}:
                 found[key].append(name)
     chosen = {}
+    marked = any(_is_marked(name) for sample in ids for name in found.get(sample, ()))
     same_name = Counter(PurePosixPath(sample).name for sample in ids)
     for sample in ids:
         bare = PurePosixPath(sample).name
         names = found.get(sample) or (found.get(bare, []) if same_name[bare] == 1 else [])
-        # The image itself may lie beside its labels.
-        marked = [name for name in names if PurePosixPath(name).stem.endswith(PREDICTED)]
-        names = marked or names
+        # The image itself may lie beside its labels, and beside those of others.
+        names = [name for name in names if _is_marked(name)] if marked else names
         if len(names) > 1:
             raise InputError(f"{folder}: {sample} has several predictions: {', '.join(names)}")
         if names:
@@ -229,6 +236,10 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
             f"{PurePosixPath(ids[0]).name}_labels.tif"
         )
     return chosen
+
+
+def _is_marked(name: str) -> bool:
+    return PurePosixPath(name).stem.endswith(PREDICTED)
 
 
 def _by_stem(names: list[str]) -> dict[str, list[str]]:

@@ -32,10 +32,13 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
         return merge_masks(masks)
     labels = whole_labels(masks[0])
     nuclei, pieces = np.count_nonzero(np.unique(labels)), int(label(labels).max())
-    if pieces > 10 + 2 * nuclei:
+    # One nucleus in many pieces; or two or three values, of classes, that are 255 at most.
+    classes = nuclei < 4 and masks[0].max() == 255 and pieces > 2 * nuclei
+    if pieces > 10 + 2 * nuclei or classes:
         raise InputError(
-            f"{sample.masks[0]}: {nuclei} nuclei in {pieces} pieces, as in labels that were "
-            "smoothed or compressed; save them without interpolation, as TIFF or PNG"
+            f"{sample.masks[0]}: {nuclei} nuclei in {pieces} pieces, as in classes of pixels or "
+            "in labels that were smoothed or compressed; save a number a nucleus, without "
+            "interpolation, as TIFF or PNG"
         )
     return labels
 
@@ -77,6 +80,7 @@ def is_half_annotated(image: Array, labels: Array) -> bool:
 
     rows, columns = np.nonzero(labels)
     grey = image.mean(axis=2)
+    grey = np.where(np.isfinite(grey), grey, 0)
     if len(rows) == 0 or grey.min() == grey.max():
         return False
     box = np.zeros(labels.shape, bool)

@@ -225,6 +225,11 @@ def _painted(areas: Sequence[tuple[str, Sequence[Pixels]]], shape: tuple[int, in
     if all(re.fullmatch(r"0*[1-9][0-9]{0,8}", name) for name in names):
         numbers = [int(name) for name in names]
         ids = numbers if len(set(numbers)) == len(numbers) else ids
+    if areas and not any(pixels.size for _, parts in areas for pixels in parts):
+        raise InputError(
+            f"all {len(areas)} outlines lie outside of the image of {shape[0]} x {shape[1]} px; is "
+            "it another image's file?"
+        )
     labels = np.zeros(shape[0] * shape[1], np.int32)
     for number, (_, parts) in zip(ids, areas, strict=True):
         for pixels in parts:

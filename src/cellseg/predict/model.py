@@ -59,6 +59,7 @@ class Model:
         Raises:
             ValueError: The array has another shape, or a choice is none of those above.
         """
+        image = np.asarray(image)
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
         if diameter not in ("auto", "none") and not (np.isreal(diameter) and float(diameter) > 0):
