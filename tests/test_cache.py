@@ -181,6 +181,21 @@ def test_a_mask_of_another_size_is_refused_with_its_image(
     assert contents(tmp_path / "cache") == []
 
 
+def test_pixels_that_are_no_number_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = np.random.default_rng(0).random((20, 20), np.float32)
+    pixels[0, :3] = np.nan, np.inf, -np.inf
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    tifffile.imwrite(tmp_path / "a_labels.tif", (pixels > 0.5).astype(np.uint8))
+    with caplog.at_level("WARNING", "cellseg.data.cache"):
+        prepared(tmp_path, tmp_path / "cache")
+    assert "a.tif: 3 pixels are NaN or infinite" in caplog.text
+    tifffile.imwrite(tmp_path / "a.tif", pixels * np.nan)
+    with pytest.raises(InputError, match=r"a\.tif: no pixel is a number"):
+        prepared(tmp_path, tmp_path / "cache")
+
+
 def test_a_damaged_mask_is_named(tmp_path: Path) -> None:
     root = kaggle(tmp_path / "root")
     (root / "k/masks/n2.png").write_bytes(b"no image")

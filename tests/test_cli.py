@@ -223,6 +223,45 @@ def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:
     assert "--dashboard.every_n_epochs" in fails("fit", "--dashboard.every_n_epochs", "0")
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("data: 5", "data: 5 is no group of settings"),
+        ("data: [a]", "data: ['a'] is no group of settings"),
+        ("seed_everything: -3", "--seed_everything -3: must be a number from 0"),
+        ("data: {include: x.tif}", "data.include: must be a list: [a, b] in a config, a,b on"),
+        ("data: {num_workers: -1}", "--data.num_workers must not be negative"),
+        ("data: {augment: .nan}", "--data.augment nan: must not be negative"),
+        ("data: {root: x, synthetic: 5}", "--data.synthetic takes the place of --data.root"),
+        ("data: {fold: 2}", "--data.fold 2: of how many?"),
+        ("data: {folds: 3, split: a.csv}", "--data.folds 3 and --data.split a.csv divide"),
+        ("model: {lr: .inf}", "lr=inf"),
+        ("model: {weight_decay: -1}", "weight_decay=-1"),
+        ("tuning: {images: -1}", "--tuning.images -1: must not be negative"),
+        ("checkpoint: {every_n_epochs: 0}", "--checkpoint.every_n_epochs 0: must be positive"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_by_name(
+    config: str, words: str, tmp_path: Path, fails: Fails
+) -> None:
+    (tmp_path / "c.yaml").write_text(config)
+    assert words in fails("fit", "--config", tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("command", ["fit", "test", "validate"])
+def test_fault_16_a_root_that_cannot_be_written_is_named(
+    command: str, nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "file"
+    root.write_text("in the way")
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", root, "--data.num_workers", 0)
+    assert cellseg(command, *args, *(SMALL if command == "fit" else ())) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"cellseg: error: {root}")
+    assert "--trainer.default_root_dir names another place" in last
+    assert root.read_text() == "in the way"
+
+
 def test_a_path_with_spaces_is_named_whole(fails: Fails) -> None:
     assert "Did you mean --data.predict_dir 'my images'?" in fails("predict", "my images")
     line = fails("predict", "my images", "--output.dir", "out")

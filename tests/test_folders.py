@@ -123,6 +123,19 @@ def test_each_layout_is_found_however_it_is_stored(
     assert tree.read(samples[0].image) == samples[0].image.encode()
 
 
+def test_masks_without_an_image_are_named(tmp_path: Path) -> None:
+    used = ["a.png", "a_labels.tif", "p/images/a.png", "p/masks/a.png", "k/images/k.png"]
+    used += ["k/masks/n1.png", "k/masks/n2.png"]
+    # Of three images two are gone: what is left is not one image with a mask a nucleus.
+    orphans = ["b_labels.tif", "c_rois.zip", "p/masks/b.png", "p/masks/c.png"]
+    samples, missing, left = find_samples(open_tree(as_folder(tmp_path, [*used, *orphans])))
+    assert left == orphans
+    assert missing == []
+    masks = {sample.id: sample.masks for sample in samples}
+    assert masks["p/a"] == ("p/masks/a.png",)
+    assert masks["k"] == ("k/masks/n1.png", "k/masks/n2.png")
+
+
 @STORED
 def test_images_without_a_mask_are_named(tmp_path: Path, store: Store) -> None:
     names = [

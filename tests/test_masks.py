@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from cellseg.data.cache import load
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.masks import is_half_annotated
+from cellseg.data.masks import is_half_annotated, read_masks
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.predict.outlines import write_geojson, write_rois
@@ -84,6 +84,32 @@ def test_fault_24_half_annotated_images_are_noticed_and_whole_ones_are_not() -> 
             assert is_half_annotated(image, half), number
 
 
+def test_classes_of_pixels_are_refused(tmp_path: Path) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    for left in range(4, 60, 8):  # seven nuclei with a rim
+        labels[10:16, left : left + 6] = 128
+        labels[12:14, left + 2 : left + 4] = 255
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    Image.fromarray(labels).save(tmp_path / "a_labels.png")
+    tree = open_tree(tmp_path)
+    with pytest.raises(InputError, match=r"a_labels\.png: 2 nuclei in .*classes of pixels"):
+        read_masks(tree, find_samples(tree)[0][0], labels.shape)
+
+
+@pytest.mark.parametrize("name", ["a_rois.zip", "a.geojson"])
+def test_outlines_of_another_image_are_refused(name: str, tmp_path: Path) -> None:
+    labels = np.zeros((90, 90), np.uint16)
+    labels[70:80, 70:80] = 1
+    if name.endswith("zip"):
+        write_rois(tmp_path / name, labels)
+    else:
+        write_geojson(tmp_path / name, labels, {})
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "a.png")
+    tree = open_tree(tmp_path)
+    with pytest.raises(InputError, match="outlines lie outside of the image of 40 x 40 px"):
+        read_masks(tree, find_samples(tree)[0][0], (40, 40))
+
+
 def test_an_image_with_its_only_nuclei_in_a_corner_is_whole() -> None:
     image = np.full((64, 64, 3), 10, np.uint8)
     labels = np.zeros((64, 64), np.uint16)
@@ -91,3 +117,6 @@ def test_an_image_with_its_only_nuclei_in_a_corner_is_whole() -> None:
     image[labels > 0] = 200
     assert not is_half_annotated(image, labels)
     assert not is_half_annotated(image, labels * 0)
+    hot = image.astype(np.float32)
+    hot[0, :3, 0] = np.nan, np.inf, -np.inf
+    assert not is_half_annotated(hot, labels)

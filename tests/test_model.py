@@ -255,6 +255,15 @@ def test_choices_that_are_none_are_refused(choice: dict[str, Any], trained: Path
         model.predict(np.zeros((40, 40)), **choice)
 
 
+def test_a_model_is_named_by_a_path_and_a_runtime_that_is_none_is_refused(trained: Path) -> None:
+    path = find_checkpoint(trained, "best")
+    image = generate(3, size=40)[0]
+    nested = load(path, "torch").predict(image.tolist())  # type: ignore[arg-type]
+    np.testing.assert_array_equal(nested, load(str(path), "torch").predict(image))
+    with pytest.raises(InputError, match="runtime 'foo': must be one of auto, torch"):
+        load(path, "foo")  # type: ignore[arg-type]
+
+
 def test_importing_the_package_stays_quick() -> None:
     code = "import cellseg, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

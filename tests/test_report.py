@@ -117,6 +117,25 @@ def test_two_folders_are_compared_image_by_image(root: Path, tmp_path: Path) -> 
     assert "| +0." in (tmp_path / "out" / "metrics.md").read_text()
 
 
+def test_an_image_is_not_taken_for_its_prediction(root: Path, tmp_path: Path, fails: Fails) -> None:
+    shown = tmp_path / "shown"
+    shutil.copytree(root / "images", shown)
+    for path in shown.iterdir():
+        Image.open(path).convert("L").save(path)
+    both = tmp_path / "both"
+    shutil.copytree(shown, both / "images")
+    shutil.copytree(root / "masks", both / "masks")
+    args = ("--data.root", both, "--trainer.default_root_dir", tmp_path / "out")
+    assert "n00.png: is the image, not its labels" in fails(
+        "test", "--data.preds_dir", shown, *args
+    )
+    for path in (root / "masks").iterdir():  # beside its image, but for one
+        if path.stem != "n03":
+            shutil.copy(path, shown / f"{path.stem}_labels.png")
+    assert cellseg("test", "--data.preds_dir", shown, *args) == 0
+    assert read_report(tmp_path / "out")["left_out"] == ["n03"]
+
+
 def test_images_without_a_prediction_are_left_out_by_name(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,27 @@ def test_a_run_that_is_stopped_while_tuning_is_tuned_by_the_next(
     one, other = (torch.load(path, weights_only=True) for path in best)
     torch.testing.assert_close(one["state_dict"], other["state_dict"])
     assert "Tuned on" not in fit("parts", "--ckpt_path", "last").stderr
+
+
+def test_fault_16_a_full_disk_in_fit_is_one_line_and_keeps_what_there_is(
+    nuclei: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
+    more = ("--ckpt_path", "last", "--trainer.max_epochs", 2)
+    assert cellseg("fit", *args, *more) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("cellseg: error: ") and "No space left on device" in last
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_last_is_of_the_last_epoch_also_where_the_best_is_older(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ __version__ = "0.1.0"
 
 
 def load(
-    model: str = "nuclei-1", runtime: Literal["auto", "torch", "openvino", "int8"] = "auto"
+    model: str | PathLike[str] = "nuclei-1",
+    runtime: Literal["auto", "torch", "openvino", "int8"] = "auto",
 ) -> Model:
     """A model to use in Python: `cellseg.load("nuclei-1").predict(image)` gives labels.
 
@@ -25,4 +27,4 @@ def load(
     """
     from cellseg.predict.model import Model  # here, since it takes torch seconds to load
 
-    return Model(model, runtime)
+    return Model(str(model), runtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse import DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import DefaultHelpFormatter, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
+# What a system says of a disk that is full or must not be written to.
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 # Our groups of flags, as far as they may take lists.
 GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 
@@ -177,6 +180,7 @@ class Application(LightningCLI):
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
             raise InputError(explain(str(error), command, known)) from error
+        self._check_kinds()
         if self.choice is not None:
             # Lightning loads a whole checkpoint, and the task mere weights.
             config, choice = self.config[self.config.subcommand], self.choice
@@ -185,6 +189,16 @@ class Application(LightningCLI):
                 raise InputError(f"{self.config.subcommand} needs a model: --ckpt_path CKPT")
             if "weights" in config.model:
                 config.model.weights = None if choice.whole else choice.name
+
+    def _check_kinds(self) -> None:
+        """Refuse what the parser lets through and Lightning fails at."""
+        config = self.config[self.config.subcommand]
+        for group in ("data", "model", "trainer"):
+            if not isinstance(config[group], Namespace):
+                raise InputError(f"{group}: {config[group]} is no group of settings; see --help")
+        seed = config.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
@@ -275,6 +289,20 @@ class Application(LightningCLI):
         self.report.about = self._about()
 
     def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            self._carry_out(subcommand)
+        except OSError as error:
+            root = Path(self.trainer.default_root_dir).absolute()
+            place = Path(error.filename or "").absolute()
+            below = root in (place, *place.parents)
+            if isinstance(error, OutputError) or not (below or error.errno in NOT_WRITTEN):
+                raise
+            raise OutputError(
+                f"{place if error.filename else root}: cannot be written: {error.strerror}; "
+                "--trainer.default_root_dir names another place"
+            ) from error
+
+    def _carry_out(self, subcommand: str) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
         if subcommand == "test" and self.datamodule.preds_dir:
             score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -73,6 +73,8 @@ class Runtime(pl.Callback):
 
 def choose(runtime: Name, single_precision_on_cpu: bool, ranges: object = None) -> str:
     """`torch`, `openvino` or `int8`; see `Runtime`. The model's `ranges` are for int8."""
+    if runtime not in get_args(Name):
+        raise InputError(f"runtime {runtime!r}: must be one of {', '.join(get_args(Name))}")
     if runtime == "torch":
         return runtime
     installed = find_spec("openvino") is not None

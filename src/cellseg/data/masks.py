@@ -80,7 +80,8 @@ def is_half_annotated(image: Array, labels: Array) -> bool:
 
     rows, columns = np.nonzero(labels)
     grey = image.mean(axis=2)
-    grey = np.where(np.isfinite(grey), grey, 0)
+    finite = np.isfinite(grey)
+    grey = np.where(finite, grey, np.median(grey[finite])) if finite.any() else 0 * labels
     if len(rows) == 0 or grey.min() == grey.max():
         return False
     box = np.zeros(labels.shape, bool)
