@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import cellseg as package
-from cellseg import task
-from cellseg.data import files, images, recording, tiff
+from cellseg.data import channels, files, images, intensity, recording, tiff
 from cellseg.data.images import read_recording, select_planes
 from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
-from cellseg.predict import large, model, tiles
+from cellseg.predict import large, model, segmenter, tiles
 from cellseg.predict.processes import Processes
 from conftest import cellseg, find_checkpoint
 
@@ -139,7 +138,7 @@ def test_fault_7_pages_that_were_added_one_by_one_are_read_by_windows(tmp_path: 
 def test_fault_12_a_large_image_is_normalised_as_the_whole(kind: str, tmp_path: Path) -> None:
     data, options = TIFFS[kind]
     tifffile.imwrite(tmp_path / "a.tif", data, **options)
-    whole = images.to_rgb_planes(read_recording(tmp_path / "a.tif"))[0]
+    whole = channels.to_rgb_planes(read_recording(tmp_path / "a.tif"))[0]
     image = LargeImage(read_recording(tmp_path / "a.tif", by_windows=True), "all", None, (1, 99.8))
     expected = normalise(whole, intensity_limits(whole, (1, 99.8)))
     assert image.shape == whole.shape[:3]
@@ -151,7 +150,7 @@ def test_fault_12_a_large_image_is_normalised_as_the_whole(kind: str, tmp_path: 
 
 
 def test_limits_of_a_large_image_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LARGE", 5000)
+    monkeypatch.setattr(intensity, "LARGE", 5000)
     pixels = np.random.default_rng(0).normal(9, size=(300, 260, 3)).astype(np.float32)
     limits = intensity_limits(pixels, (1, 99.8))
     np.testing.assert_array_equal(
@@ -321,7 +320,7 @@ def test_fault_08_of_colours_on_black_in_a_large_image_one_is_taken(
     [
         pytest.param(GREY.repeat(3, 0).repeat(3, 1), 60.0, model, id="large nuclei"),
         pytest.param(np.tile(SMALL, (3, 3)), 6.5, model, id="small nuclei"),
-        pytest.param(np.tile(SMALL, (3, 3)), 6.5, task, id="large where it is enlarged"),
+        pytest.param(np.tile(SMALL, (3, 3)), 6.5, segmenter, id="large where it is enlarged"),
     ],
 )
 def test_nuclei_of_another_size_are_found_by_tiles_as_in_the_whole(

@@ -137,10 +137,7 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
 
 
-@pytest.mark.parametrize(("how", "code"), [("term", 143), ("interrupt", 130)])
-def test_fault_18_stopped_while_validating_it_ends_at_once(
-    how: str, code: int, nuclei: Path, tmp_path: Path
-) -> None:
+def test_fault_18_stopped_while_validating_it_ends_at_once(nuclei: Path, tmp_path: Path) -> None:
     def fit(*more: object) -> subprocess.CompletedProcess[str]:
         return run_script(
             tmp_path,
@@ -148,8 +145,8 @@ def test_fault_18_stopped_while_validating_it_ends_at_once(
             *("--trainer.max_epochs", 2, *SMALL, "--data.num_workers", 1, *more),
         )
 
-    stopped = fit("--config", stop_at(tmp_path, 4, how, "validation"))  # or it is timed out
-    assert stopped.returncode == code, stopped.stderr
+    stopped = fit("--config", stop_at(tmp_path, 4, "interrupt", "validation"))  # or it is timed out
+    assert stopped.returncode == 130, stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert step_of(find_checkpoint(tmp_path / "run")) == 4
     assert fit("--ckpt_path", "last").returncode == 0

@@ -80,7 +80,7 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
         near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
         better = near[0] if near else f"predict --data.predict_dir {shlex.quote(choice[1])}"
         return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
-    if no_list := re.search(r'key "(\S+)".*Subtypes: \[list\[', message, re.DOTALL):
+    if no_list := re.search(r"key \"(\S+)\".*: \[list\[.*type: <class 'str", message, re.DOTALL):
         return f"{no_list[1]}: must be a list: [a, b] in a config, a,b on the command line"
     # A path may have spaces; what begins with a dash is not part of it.
     unknown = re.search(

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -18,14 +17,14 @@ from secrets import token_hex
 from typing import Any, Self
 
 from cellseg import __version__
-from cellseg.data.listing import digest_of, is_own_output, size_and_time
+from cellseg.data.listing import digest_of, is_own_output
 from cellseg.errors import InputError, OutputError
 
 log = logging.getLogger(__name__)
 
 # The tag of results that have a place for one, see `listing.is_own_output`.
 SOFTWARE = f"cellseg {__version__}"
-DRAFT = re.compile(r"\.draft-[0-9a-f]{8}(\.\w+)?")
+DRAFT = re.compile(r"\.draft-[0-9a-f]{8}(\.\d+)?(\.\w+)?")
 # What a results folder holds besides results.
 FOLDER = ".cellseg"
 
@@ -71,23 +70,32 @@ class Drafts:
         stem: What the files are called, without their endings.
 
     Attributes:
-        digests: Of what was written, by the names relative to the results folder.
+        written: Draft and digest of each file, by its name relative to the results folder.
     """
 
     def __init__(self, dir: Path, stem: str) -> None:
         self.dir = dir
         self.stem = stem
-        self.digests: dict[str, str] = {}
-        self._folder = dir / FOLDER / _draft_name()
+        self.written: dict[str, tuple[Path, str]] = {}
+        # Under no name that looks like a result, and in no folder that comes and goes.
+        self._common = _draft_name()
 
     @contextmanager
     def draft(self, ending: str) -> Iterator[Path]:
         """A temporary file for the result whose name ends in this; errors are as of `draft`."""
         path = self.dir / f"{self.stem}{ending}"
+        name = self.dir / FOLDER / f"{self._common}.{len(self.written)}{path.suffix}"
         with _writing(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            yield self._folder / path.name
-            self.digests[f"{self.stem}{ending}"] = digest_of(self._folder / path.name)
+            with suppress(FileNotFoundError):
+                path.lstat()  # else what is wrong with its name would be known too late
+            name.parent.mkdir(parents=True, exist_ok=True)
+            yield name
+            self.written[f"{self.stem}{ending}"] = name, digest_of(name)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of what was written, by name."""
+        return {name: digest for name, (_, digest) in self.written.items()}
 
     def move(self, known: Mapping[str, Collection[str]]) -> None:
         """Move all files to their places.
@@ -95,18 +103,20 @@ class Drafts:
         Args:
             known: Digests of what was written there before, see `make_way`.
         """
-        for name in self.digests:
+        for name, (draft, _) in self.written.items():
             path = self.dir / name
             make_way(path, known.get(name, ()))
             with _writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self._folder / path.name, path)
+                os.replace(draft, path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for left in (self.dir / FOLDER).glob(f"{self._common}.*"):
+            with suppress(OSError):
+                left.unlink()
 
 
 def _draft_name() -> str:
@@ -157,8 +167,8 @@ def sweep(dir: Path, before: float) -> None:
     """
     for path in (*dir.glob(".draft-*"), *(dir / FOLDER).glob(".draft-*")):
         with suppress(OSError):
-            if DRAFT.fullmatch(path.name) and size_and_time(path)[1] < before * 1e9:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if DRAFT.fullmatch(path.name) and path.stat().st_mtime < before:
+                path.unlink()
 
 
 def is_whole(path: Path) -> bool:

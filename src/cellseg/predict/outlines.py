@@ -89,6 +89,7 @@ def write_geojson(
     measurements: Mapping[str, Sequence[Any] | Array],
     planes: Sequence[int] = (),
     positions: Sequence[tuple[int, int]] = (),
+    name: str = "",
 ) -> None:
     """The nuclei as detections for QuPath, as GeoJSON.
 
@@ -99,6 +100,7 @@ def write_geojson(
             finite are left out, as JSON has none.
         planes: Their indices in the file, from 0; by default all.
         positions: Of each plane, in z and in time, from 0; by default z is its index.
+        name: What the ids are made of, besides plane and label; by default the file's name.
     """
     import shapely
 
@@ -123,7 +125,7 @@ def write_geojson(
                 {
                     "type": "Feature",
                     # QuPath keeps it, and so knows the nucleus when it is exported again.
-                    "id": str(uuid5(NAMESPACE_URL, f"{path.name}#{plane}-{number}")),
+                    "id": str(uuid5(NAMESPACE_URL, f"{name or path.name}#{plane}-{number}")),
                     "geometry": geometry,
                     "properties": {
                         "objectType": "detection",

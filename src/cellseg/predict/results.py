@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def write_results(
     drafts: Drafts,
     formats: Collection[str],
     expand: float,
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, tuple[Path, str]]]:
     """Write the files of one image.
 
     Args:
@@ -118,7 +119,7 @@ def write_results(
         What the tables of the run need: `rows` of the summary; `diameters`, how many nuclei there
         are of each whole number of px; the name of the `overlay`; and as texts to be kept the
         parts of `objects` as CSV, each with a header, those of `rle` without, and the `thumbnail`
-        in base 64. And the digests of the drafts, as this may be another process.
+        in base 64. And what `drafts` has written, as this may be another process.
     """
 
     def shaped(planes: Array) -> Array:  # as the file has them
@@ -150,7 +151,7 @@ def write_results(
         planes = list(chain.from_iterable([name] * count for name, count in names))
         kept["objects"] = [table_text(about.file, planes, columns)]
     flat = result.labels if about.planes else result.labels[0]
-    return kept | write_outlines(about, flat, columns, drafts, formats), drafts.digests
+    return kept | write_outlines(about, flat, columns, drafts, formats), drafts.written
 
 
 def write_picture(
@@ -188,7 +189,8 @@ def write_outlines(
     if "geojson" in formats:
         numbers = {name: column for name, column in columns.items() if name != "label"}
         with drafts.draft(".geojson") as path:
-            outlines.write_geojson(path, labels, numbers, about.planes, about.positions)
+            name = f"{Path(about.stem).name}.geojson"
+            outlines.write_geojson(path, labels, numbers, about.planes, about.positions, name)
     if "rois" in formats:
         positions = about.positions if about.is_hyperstack else ()
         with drafts.draft("_rois.zip") as path:

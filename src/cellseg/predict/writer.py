@@ -199,7 +199,7 @@ class PredictionWriter(BasePredictionWriter):
                     image=batch["image"].float().permute(0, 2, 3, 1).numpy(),
                     pixels=batch["pixels"].tensor.numpy(),
                 )
-                kept, drafts.digests = self._lanes.aside(
+                kept, drafts.written = self._lanes.aside(
                     write_results, about, result, drafts, self.formats, self.expand
                 )
             drafts.move(journal.announce(file, drafts.digests))
