@@ -30,6 +30,8 @@ from conftest import cellseg, run_process
 TIMED = {"summary.csv", "run.json", "report.html"}
 TWO = ("--config", "ddp.yaml", "--trainer.accelerator", "cpu", "--trainer.devices", "2")
 QUIET = ("--data.num_workers", "0", "--trainer.enable_progress_bar", "false")
+# Half a minute each, and seldom another answer than the first process has.
+SECOND = pytest.param(1, marks=pytest.mark.slow)
 # Nobody hangs: a dead process ends the run within a minute.
 MINUTE = 60
 
@@ -249,7 +251,7 @@ def test_results_depend_on_neither_companions_nor_order(tmp_path: Path) -> None:
         assert other.read_bytes() == expected
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, SECOND])
 def test_fault_17_a_killed_process_ends_the_run_and_the_next_one_does_the_rest(
     victim: int, images: Path, clean: Path, tmp_path: Path
 ) -> None:
@@ -272,7 +274,7 @@ def test_fault_17_a_killed_process_ends_the_run_and_the_next_one_does_the_rest(
     assert len(again) <= 2  # those at hand, whose line was not yet written
 
 
-@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("target", [0, SECOND])
 def test_fault_19_sigterm_to_any_of_two_processes_stops_both(
     target: int, images: Path, clean: Path, tmp_path: Path
 ) -> None:
@@ -311,7 +313,7 @@ def test_fault_1_two_processes_say_once_that_there_is_nothing_to_predict(tmp_pat
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("victim", [None, 0, 1])
+@pytest.mark.parametrize("victim", [None, 0, SECOND])
 def test_tasks_of_slurm_notice_a_death_by_themselves(
     victim: int | None, images: Path, clean: Path, tmp_path: Path
 ) -> None:

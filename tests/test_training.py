@@ -106,7 +106,7 @@ def stop_at(tmp_path: Path, step: int, how: str, where: str = "training") -> Pat
         # Four steps an epoch: the sixth is in the middle of the second.
         ("term", 143, 6),
         ("interrupt", 130, 6),
-        ("kill", -9, 4),
+        pytest.param("kill", -9, 4, marks=pytest.mark.slow),
     ],
 )
 def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curve(
