@@ -224,6 +224,13 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_flag(tmp_path: Path, fl
             make_split(["a", "b"], **{flag: str(path)})
 
 
+def test_a_split_that_names_no_image_is_refused_with_an_image(tmp_path: Path) -> None:
+    table = tmp_path / "split.csv"
+    table.write_text("image_id,split\na.png,train\nb.png,val\n")
+    with pytest.raises(InputError, match=f"{table}: names none of the images; .* of one is a$"):
+        make_split(["a", "b"], split=str(table))
+
+
 def test_an_unknown_side_is_refused_with_the_table_and_the_image(tmp_path: Path) -> None:
     table = tmp_path / "split.csv"
     table.write_text("image_id,split\na,train\nb,training\n")

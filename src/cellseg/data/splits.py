@@ -100,7 +100,12 @@ def make_split(
                 f"{len(alone)} images are in no group of --data.groups, each is one: {few(alone)}"
             )
         return _random(ids, group, folds, fold, seed)
-    return _from_table(ids, read_column(Path(split), "split", "--data.split"), split)
+    table = read_column(Path(split), "split", "--data.split")
+    if table.keys().isdisjoint(ids):
+        raise InputError(
+            f"--data.split {split}: names none of the images; the image_id of one is {ids[0]}"
+        )
+    return _from_table(ids, table, split)
 
 
 def choose_split(
