@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
-# What a system says of a disk that is full or must not be written to.
-NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
+# What a system says of a disk that is full or must not be written to, and of nothing else.
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # Our groups of flags, as far as they may take lists.
 GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 
@@ -293,12 +293,12 @@ class Application(LightningCLI):
             self._carry_out(subcommand)
         except OSError as error:
             root = Path(self.trainer.default_root_dir).absolute()
-            place = Path(error.filename or "").absolute()
-            below = root in (place, *place.parents)
+            place = Path(str(error.filename)).absolute() if error.filename else None
+            below = place is not None and root in (place, *place.parents)
             if isinstance(error, OutputError) or not (below or error.errno in NOT_WRITTEN):
                 raise
             raise OutputError(
-                f"{place if error.filename else root}: cannot be written: {error.strerror}; "
+                f"{place or root}: cannot be written: {error.strerror}; "
                 "--trainer.default_root_dir names another place"
             ) from error
 

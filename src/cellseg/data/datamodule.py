@@ -269,7 +269,9 @@ class NucleiDataModule(pl.LightningDataModule):
         files = self.files
         dataset = FileDataset(files.base, files.todo, self.reading)
         share = Share(len(dataset), *self._place())
-        return DataLoader(dataset, batch_size=None, sampler=share, **self._loading(False))
+        return DataLoader(
+            dataset, batch_size=None, sampler=share, **self._loading(persistent=False)
+        )
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
@@ -290,12 +292,12 @@ class NucleiDataModule(pl.LightningDataModule):
         share = Share(len(dataset), *self._place())
         return DataLoader(dataset, batch_size=1, sampler=share, **self._loading())
 
-    def _loading(self, again: bool = True) -> dict[str, Any]:
-        """How loaders load, those that are used once or again."""
+    def _loading(self, persistent: bool = True) -> dict[str, Any]:
+        """What all loaders have in common; processes of those that are used again persist."""
         return {
             "num_workers": self.num_workers,
             "worker_init_fn": outlive_signals,
-            "persistent_workers": again and self.num_workers > 0,
+            "persistent_workers": persistent and self.num_workers > 0,
             "pin_memory": self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
         }

@@ -175,7 +175,8 @@ class Journal:
 
     def _place_of_digests(self, file: str) -> Place | None:
         if file in self.entries and file not in self._digests_at:
-            return self.read(file)["digests_at"]  # type: ignore[no-any-return]
+            place: Place | None = self.read(file)["digests_at"]
+            return place
         return self._digests_at.get(file)
 
     def add_table(self, name: str, draft: Path) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """A run of `predict` from its begin to its end.
+    """A run of `predict` from beginning to end.
 
     Args:
         dir: The results folder.
