@@ -48,7 +48,7 @@ demo/.trained: configs/demo.yaml | $(READY)
 	@touch $@
 
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
 test-slow: $(READY) ## Run the tests that take long or need a browser
 	@$(BIN)/python -m pytest -m slow
