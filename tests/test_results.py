@@ -24,7 +24,8 @@ from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
 from cellseg.predict import formats, pictures
 from cellseg.predict.drafts import Drafts
-from cellseg.predict.journal import Journal, Place
+from cellseg.predict.journal import Journal
+from cellseg.predict.store import Place
 from cellseg.predict.tables import write_tables
 from conftest import cellseg
 
@@ -336,10 +337,11 @@ def test_two_runs_into_one_folder_do_not_spoil_its_journal(tmp_path: Path) -> No
         texts = [f"{id(journal)} {number}\n" for number in range(3000)]
         return [(text, journal.keep(text)) for text in texts]
 
-    with closing(Journal(tmp_path)) as one, closing(Journal(tmp_path)) as other:
+    one, other = Journal(tmp_path), Journal(tmp_path)
+    with closing(one.store), closing(other.store):
         with ThreadPoolExecutor(2) as threads:
             kept = [pair for each in threads.map(keep, (one, other)) for pair in each]
-        assert [one.text(place) for _, place in kept] == [text for text, _ in kept]
+        assert [one.store.text(place) for _, place in kept] == [text for text, _ in kept]
 
 
 def test_tables_of_earlier_formats_do_not_stay_beside_newer_ones(
@@ -642,11 +644,11 @@ def test_what_is_kept_for_the_tables_does_not_slow_a_rerun_down(tmp_path: Path) 
     journal = Journal(tmp_path)
     texts = ["x" * 1_000_000, "Zelle ü \udcff.png\n"]
     places = json.loads(json.dumps([journal.keep(text) for text in texts]))
-    assert [journal.text(place) for place in places] == texts
-    journal.close()
+    assert [journal.store.text(place) for place in places] == texts
+    journal.store.close()
     facts = {"size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": "", "stem": ""}
     journal.add("a", {**facts, "objects": places})
-    assert journal.path.stat().st_size < 1000
+    assert (tmp_path / ".cellseg" / "journal-0.jsonl").stat().st_size < 1000
 
 
 def test_fault_17_an_image_whose_part_of_the_tables_is_lost_is_done_again(

@@ -6,21 +6,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 from cellseg.data.listing import digest_of, size_and_time
-from cellseg.errors import OutputError
 from cellseg.predict.drafts import FOLDER
-
-# Files that are held open to read from; a system may allow 1,024 in all.
-OPEN = 100
-
-# File, offset and length of something stored; in JSON a list.
-Place = Sequence[Any]
+from cellseg.predict.store import Place, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +59,13 @@ class Journal:
         entries: By the name of the file.
         failures: File to its row of the summary, where it could not be done.
         tables: Name to digests of what there is one of in a run, as it was written each time.
+        store: The files on disk.
     """
 
     def __init__(self, dir: Path, writer: str = "0") -> None:
         self.dir = dir
-        self.path = dir / FOLDER / f"journal-{writer}.jsonl"
+        self.store = Store(dir / FOLDER)
+        self._name = f"journal-{writer}.jsonl"
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
         self.tables: dict[str, set[str]] = {}
@@ -79,11 +75,8 @@ class Journal:
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
         self._heading: dict[str, Any] = {}
-        self._lengths: dict[str, int] = {}
-        self._open: dict[str, BinaryIO] = {}
-        self._read: dict[str, int] = {}
         self._lock = Lock()  # images are worked on side by side, see `Lanes`
-        self.reload()
+        self._load(self._names())
 
     def start(self, values: Mapping[str, Any]) -> str:
         """Begin a run whose results depend on these settings; gives their hash."""
@@ -118,7 +111,7 @@ class Journal:
                 if os.stat(f"{self.dir}/{name}").st_size != size:
                     return False
             path, length = entry.kept
-            if length and self._length(path) < length:
+            if length and self.store.length(path) < length:
                 return False
         except OSError:
             return False
@@ -140,18 +133,9 @@ class Journal:
     def keep(self, text: str) -> Place:
         """Store a text that only the tables of the run need; the file's entry takes the place."""
         with self._lock:
-            # A name on disk need not be valid Unicode.
-            place = self._write(self._kept[0], text.encode("utf-8", "surrogatepass"))
+            place = self.store.append_text(self._kept[0], text)
             self._kept = (place[0], place[1] + place[2])
             return place
-
-    def text(self, place: Place) -> str:
-        """What was kept at a place."""
-        return self._seek(place).read(place[2]).decode("utf-8", "surrogatepass")
-
-    def first_line(self, place: Place) -> str:
-        """The first line of what was kept at a place."""
-        return self._seek(place).readline().decode().rstrip("\n")
 
     def announce(self, file: str, digests: Mapping[str, str]) -> dict[str, list[str]]:
         """Tell what the results of a file will hold, before they take their places.
@@ -171,7 +155,7 @@ class Journal:
 
     def _digests(self, file: str) -> dict[str, list[str]]:
         place = self._place_of_digests(file)
-        return dict(self._line(place)["digests"]) if place else {}
+        return dict(self.store.line(place)["digests"]) if place else {}
 
     def _place_of_digests(self, file: str) -> Place | None:
         if file in self.entries and file not in self._digests_at:
@@ -206,7 +190,7 @@ class Journal:
 
     def _replace(self, file: str, content: Mapping[str, Any], outputs: Collection[str]) -> None:
         if self._heading:
-            self._append(self._heading)
+            self.store.append_line(self._name, self._heading)
             self._heading = {}
         known = self._digests(file)
         self._tell({**content, "digests_at": self._place_of_digests(file)})
@@ -215,9 +199,9 @@ class Journal:
 
     def _tell(self, content: Mapping[str, Any]) -> None:
         # Of machines that share a folder, one may be ahead in time.
-        now = max(time.time_ns(), self._times.get(_name(content), 0) + 1)
+        now = max(time.time_ns(), self._times.get(_subject(content), 0) + 1)
         content = {**content, "time": now}
-        self._take(content, self._append(content))
+        self._take(content, self.store.append_line(self._name, content))
 
     def remove_tables(self, names: Collection[str]) -> None:
         """Delete files of the whole run, unless someone has changed them."""
@@ -231,41 +215,25 @@ class Journal:
 
     def read(self, file: str) -> dict[str, Any]:
         """The whole entry of a file."""
-        return self._line(self.entries[file].place)
-
-    def _line(self, place: Place) -> dict[str, Any]:
-        line: dict[str, Any] = json.loads(self._seek(place).read(place[2]))
-        return line
-
-    def close(self) -> None:
-        """Close the files that reading has opened."""
-        while self._open:
-            self._open.popitem()[1].close()
+        return self.store.line(self.entries[file].place)
 
     def reload(self) -> None:
         """Take in what other processes have finished since the last time."""
-        for path in sorted((self.dir / FOLDER).glob("journal-*.jsonl")):
-            if path != self.path or path.name not in self._read:
-                self._load(path)
+        self._load(name for name in self._names() if name != self._name)
 
-    def _load(self, path: Path) -> None:
-        with path.open("rb") as lines:
-            offset = lines.seek(self._read.setdefault(path.name, 0))
-            for line in lines:
-                place = (path.name, offset, len(line))
-                offset += len(line)
-                try:
-                    content = json.loads(line)
-                except ValueError:  # empty, cut off when the process was killed, or being written
-                    continue
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self.store.dir.glob("journal-*.jsonl"))
+
+    def _load(self, names: Iterable[str]) -> None:
+        for name in names:
+            for content, place in self.store.new_lines(name):
                 self._take(content, place)
-                self._read[path.name] = offset
 
     def _take(self, content: Mapping[str, Any], place: Place) -> None:
         if "values" in content:
             self._values[content["settings"]] = content["values"]
             return
-        file = _name(content)
+        file = _subject(content)
         if "table" in content:
             self.tables.setdefault(file, set()).add(content["digest"])
             return
@@ -289,40 +257,8 @@ class Journal:
             names = ("stem", "size", "mtime", "sha256", "settings", "outputs", "kept")
             self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)
 
-    def _append(self, content: Mapping[str, Any]) -> Place:
-        # What a killed process began stays on a line of its own.
-        name, offset, length = self._write(self.path.name, b"\n" + json.dumps(content).encode())
-        return name, offset + 1, length - 1
 
-    def _write(self, name: str, content: bytes) -> Place:
-        path = self.path.with_name(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as end:
-                end.write(content)
-                end.flush()
-                offset = end.tell() - len(content)  # another run may write to it too
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-        return name, offset, len(content)
-
-    def _length(self, name: str) -> int:
-        """Of a file of this folder, as it was when first asked for; no file becomes shorter."""
-        if name not in self._lengths:
-            self._lengths[name] = self.path.with_name(name).stat().st_size
-        return self._lengths[name]
-
-    def _seek(self, place: Place) -> BinaryIO:
-        name, offset, _ = place
-        if name not in self._open:
-            if len(self._open) == OPEN:
-                self.close()
-            self._open[name] = (self.dir / FOLDER / name).open("rb")
-        self._open[name].seek(offset)
-        return self._open[name]
-
-
-def _name(content: Mapping[str, Any]) -> str:
+def _subject(content: Mapping[str, Any]) -> str:
     """Which file a line of a journal tells of."""
     return str(
         next(content[key] for key in ("file", "failed", "announced", "table") if key in content)

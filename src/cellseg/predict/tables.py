@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.predict.drafts import draft, make_way, write_json
-from cellseg.predict.journal import Journal, Place
+from cellseg.predict.journal import Journal
+from cellseg.predict.store import Place
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def write_tables(
         written.add(name)
         return result
 
-    with closing(journal):
+    with closing(journal.store):
         put("summary.csv", lambda path: _write_csv(path, _summary(journal, files, found), SUMMARY))
         totals = {"images": found.images, "errors": found.errors}
         totals |= {"planes": found.planes} if found.stacks else {"nuclei": found.nuclei}
@@ -85,7 +86,7 @@ def write_tables(
         if "rle" in formats:
             from cellseg.predict.outlines import RLE_COLUMNS
 
-            rle = map(journal.text, found.rle)
+            rle = map(journal.store.text, found.rle)
             put("rle.csv", lambda path: _write_objects(path, RLE_COLUMNS, rle))
         if "report" in formats:
             from cellseg.predict.page import write_page
@@ -155,7 +156,7 @@ def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
         found.diameters = np.pad(found.diameters, (0, len(counts) - len(found.diameters)))
     found.diameters[: len(counts)] += np.array(counts, np.int64)
     shown = len(found.rows) - found.errors < SHOWN
-    picture = base64.b64decode(journal.text(entry["thumbnail"])) if shown else b""
+    picture = base64.b64decode(journal.store.text(entry["thumbnail"])) if shown else b""
     rows = [dict(row) for row in entry["rows"]]
     # The overlay of a stack is of the plane with the most nuclei.
     best = max(rows, key=lambda row: int(row["nuclei"]))
@@ -165,7 +166,7 @@ def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
 
 def _columns(journal: Journal, parts: Iterable[Place]) -> list[str]:
     """The columns of all nuclei: images of different channels have different ones."""
-    headers = dict.fromkeys(journal.first_line(part) for part in parts)
+    headers = dict.fromkeys(journal.store.first_line(part) for part in parts)
     columns = dict.fromkeys(name for header in headers for name in header.split(","))
     return list(columns) or ["file", "plane", "label"]  # where no image was done
 
@@ -173,7 +174,7 @@ def _columns(journal: Journal, parts: Iterable[Place]) -> list[str]:
 def _objects(journal: Journal, parts: Iterable[Place], columns: Sequence[str]) -> Iterator[str]:
     """The rows of all nuclei as CSV without a header, part by part; what a row lacks is empty."""
     for part in parts:
-        content = journal.text(part)
+        content = journal.store.text(part)
         header, _, rows = content.partition("\n")
         if header == ",".join(columns):
             yield rows

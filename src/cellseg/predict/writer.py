@@ -19,12 +19,12 @@ from cellseg.errors import InputError, OutputError
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
 from cellseg.predict.drafts import Drafts
-from cellseg.predict.journal import Place
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult
 from cellseg.predict.processes import Processes
 from cellseg.predict.results import FORMATS, About, Result, write_results
 from cellseg.predict.run import Run
+from cellseg.predict.store import Place
 from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 
@@ -134,7 +134,7 @@ class PredictionWriter(BasePredictionWriter):
         if hasattr(self, "_lanes"):  # there are none before there are images
             self._lanes.close()
         if hasattr(self, "run"):
-            self.run.journal.close()
+            self.run.journal.store.close()
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
