@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -464,6 +465,28 @@ class TestSplitOfTheCheckpoint:
             *("--data.split", split),
         )
         assert "10 images to evaluate on were trained on" in text
+
+    def test_copies_on_two_sides_are_said(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(5):  # of one image
+            write_nuclei(tmp_path, 1)
+            for folder in ("images", "masks"):
+                copy = tmp_path / folder / f"copy{number}.png"
+                (tmp_path / folder / "n00.png").rename(copy)
+        monkeypatch.setattr(
+            pl.Trainer, "fit", lambda self, datamodule, **_: datamodule.setup("fit")
+        )
+        text = self.data_line(capfd, "fit", "--data.root", tmp_path)
+        assert "2 images to evaluate on were trained on, or are copies of such" in text
+
+
+def test_fit_says_what_it_does_without(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *args, **kwargs: None)
+    assert cellseg("fit", "--data.synthetic", 6, "--data.test_dir", tmp_path) == 0
+    assert "--data.test_dir and --data.preds_dir are for test" in capfd.readouterr().err
 
 
 def _ids(root: Path) -> list[str]:

@@ -5,11 +5,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from hashlib import sha256
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from cellseg import __version__
+from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.synthetic import generate
 from cellseg.predict import formats, pictures, results, writer
 from cellseg.predict.lanes import Lanes
@@ -417,6 +421,32 @@ def test_fault_30_a_killed_loader_process_is_one_line(trained: Path, tmp_path: P
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "cellseg: error: a process that reads images was killed" in said
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_fault_30_an_image_of_a_killed_loader_process_cannot_be_fetched(
+    predict: Predict,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    listens: bool,
+) -> None:
+    save(tmp_path / "in" / "0.png")
+    address = str(tmp_path / "socket")  # where torch would ask the process for a shared tensor
+
+    def fetch(self: NucleiDataModule, stage: str) -> None:
+        with socket.socket(socket.AF_UNIX) as server:
+            if listens:
+                server.bind(address)
+                server.listen()
+                threading.Thread(target=lambda: server.accept()[0].close()).start()
+            Client(address, authkey=b"")
+
+    monkeypatch.setattr(NucleiDataModule, "setup", fetch)
+    assert predict(tmp_path / "in")[0] == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1].startswith("cellseg: error: a process that reads images was killed")
+    assert not any(line.startswith("Traceback") for line in lines)
 
 
 def test_results_do_not_pile_up_in_memory(trained: Path, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import json
 import logging
 import shlex
 import sys
+import traceback
 from argparse import ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cellseg import __version__, checkpoint, runtime
+from cellseg import __version__, runtime
 from cellseg.allocator import keep_freed_memory
 from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
+from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
+from cellseg.folds import score_folds
 from cellseg.instances import Decoding
 from cellseg.messages import quieten
 from cellseg.predict.writer import PredictionWriter
@@ -66,8 +69,8 @@ def run(
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning has caught
             return EXIT_CODES["SIGINT"]
         raise
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _is_of_a_loader(error):
             raise
         raise OutputError(
             "a process that reads images was killed, perhaps for want of memory; fewer of them "
@@ -75,6 +78,13 @@ def run(
         ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error
+
+
+def _is_of_a_loader(error: Exception) -> bool:
+    """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    fetching = isinstance(error, OSError | EOFError) and Path(where).parent.name == "multiprocessing"
+    return fetching or str(error).startswith("DataLoader worker")
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -94,7 +104,7 @@ class Application(LightningCLI):
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         self.exit_code = 0
-        self.choice: checkpoint.Choice | None = None
+        self.choice: Choice | None = None
         options: dict[str, Any] = {
             "exit_on_error": False,
             "formatter_class": HelpFormatter,
@@ -218,7 +228,7 @@ class Application(LightningCLI):
                 )
             return
         root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
-        self.choice = checkpoint.choose(given.subcommand, flags, str(root))
+        self.choice = choose(given.subcommand, flags, str(root))
         if self.choice is not None:
             known = {action.dest for action in subparser._actions}
             defaults = self.choice.defaults()
@@ -273,6 +283,9 @@ class Application(LightningCLI):
             self.model.ranges = self.choice.stored.ranges
 
     def before_fit(self) -> None:
+        assert isinstance(self.datamodule, NucleiDataModule)
+        if self.datamodule.test_dir or self.datamodule.preds_dir:
+            log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
         keep_freed_memory()
         self._get(self.config_init, "dashboard").config_text = self._config_text()
 
@@ -307,39 +320,17 @@ class Application(LightningCLI):
         if subcommand == "test" and self.datamodule.preds_dir:
             score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())
         elif self.choice is not None and self.choice.folds:
-            self._test_folds(self.datamodule, self.choice.folds)
+            self.before_test()
+            score_folds(
+                self.choice.folds,
+                self.trainer,
+                self.model,
+                self.datamodule,
+                self.report,
+                self.given,
+            )
         else:
             super()._run_subcommand(subcommand)
-
-    def _test_folds(
-        self, datamodule: NucleiDataModule, folds: Mapping[Path, checkpoint.Stored]
-    ) -> None:
-        """Each checkpoint with its decoding on its own test side, and one report of all."""
-        assert self.choice is not None
-        tested = {digest for stored in folds.values() for digest in (stored.split or {})["test"]}
-        source, samples = datamodule.annotated()
-        unknown = not any(sample.digest() in tested for sample in samples)
-        if datamodule.test_dir or datamodule.recipe.asked or unknown:
-            raise InputError(
-                f"--ckpt_path {self.choice.name}: its runs score what each of them tested on"
-                + (f", which is nothing of {source}" if unknown else "")
-                + "; for other images or another split name one checkpoint"
-            )
-        self.before_test()
-        self.report.parts = len(folds)
-        # Flags of the user's win here too; the others hold what the first checkpoint stored.
-        now = asdict(self.model.decoding)
-        asked = {name: value for name, value in now.items() if f"decode.{name}" in self.given}
-        decodings = {p: replace(stored.decoding, **asked) for p, stored in folds.items()}
-        if len(set(decodings.values())) > 1:
-            self.report.about["decoding"] = "of each checkpoint"
-        for path, stored in folds.items():
-            datamodule.trained_split, datamodule.sides = stored.split, {}
-            self.model.decoding = decodings[path]
-            self.model.ranges = stored.ranges
-            self.trainer.test(
-                self.model, datamodule, ckpt_path=path, weights_only=True, verbose=False
-            )
 
     def before_predict(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)

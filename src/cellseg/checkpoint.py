@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import pickle
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,7 @@ from cellseg.instances import Decoding
 # What must agree with the weights; a flag that says otherwise is refused.
 ARCHITECTURE = ("model.out_channels", "model.base_channels", "model.depth")
 FIXED = (*ARCHITECTURE, "data.percentiles")
-log = logging.getLogger(__name__)
 SHIPPED = Path(str(files("cellseg"))) / "weights"
-DEFAULT = "nuclei-1"
 
 
 @dataclass(frozen=True)
@@ -62,67 +58,6 @@ class Stored:
         return Decoding(**{key.removeprefix("decode."): value for key, value in levels.items()})
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The model that a command uses.
-
-    Attributes:
-        name: As the user named it.
-        path: Its file.
-        stored: What the file says.
-        whole: Whether Lightning loads it as a checkpoint; else the task takes its weights.
-        starts_anew: Whether a new training starts from it.
-        folds: Several checkpoints of equal architecture, whose test sides make one report.
-    """
-
-    name: str
-    path: Path
-    stored: Stored
-    whole: bool
-    starts_anew: bool
-    folds: Mapping[Path, Stored] = field(default_factory=dict)
-
-    def defaults(self) -> dict[str, Any]:
-        """What takes the place of the defaults of flags."""
-        if self.starts_anew:
-            # A training has a learning rate and so on of its own.
-            return {key: self.stored.settings[key] for key in FIXED}
-        return self.stored.settings
-
-
-def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Choice | None:
-    """The model that a command is to use; None where `fit` starts from scratch.
-
-    Args:
-        command: The subcommand.
-        flags: What the user gave.
-        default_root_dir: Where runs are.
-
-    Raises:
-        InputError: There is no such model, it cannot be read, or a flag contradicts it.
-    """
-    named = flags.get("ckpt_path") or flags.get("model.weights")
-    if named is None:
-        if command == "fit":
-            return None
-        named = DEFAULT
-        log.info("Model: %s, which comes with cellseg", named)
-    name = str(named)
-    folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else {}
-    path = next(iter(folds)) if folds else resolve(name, default_root_dir)
-    stored = read(path)
-    for key in FIXED:
-        asked, kept = flags.get(key), stored.settings[key]
-        if asked is not None and asked != (tuple(kept) if isinstance(asked, tuple) else kept):
-            raise InputError(
-                f"--{key} {_plain(asked)} contradicts {path}, which was trained with "
-                f"{_plain(kept)}; leave the flag out"
-            )
-    starts_anew = command == "fit" and not flags.get("ckpt_path")
-    whole = path.suffix != ".safetensors" and not starts_anew
-    return Choice(name, path, stored, whole, starts_anew, folds)
-
-
 def resolve(model: str, default_root_dir: str = ".") -> Path:
     """The file that `--ckpt_path` or `--model.weights` means.
 
@@ -151,46 +86,6 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     if model in shipped:
         return shipped[model]
     raise InputError(f"{model}: no such file; the models in the package are {', '.join(shipped)}")
-
-
-def best_of_runs(folder: Path) -> dict[Path, Stored]:
-    """The best checkpoints below a folder, such as those of the folds of a small set.
-
-    Of their splits, the test sides lack what all of them have there: a training that starts from
-    weights keeps the sides of what those were trained on.
-
-    Raises:
-        InputError: There are none, or they do not belong together.
-    """
-    runs = {path: read(path) for path in sorted(folder.rglob("best*.ckpt"))}
-    if not runs:
-        raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
-    first, *others = runs
-    for path in others:
-        differing = [k for k in FIXED if runs[path].settings[k] != runs[first].settings[k]]
-        if differing:
-            raise InputError(
-                f"--ckpt_path {folder}: {first} and {path} were trained with another "
-                f"{differing[0]}; move one of them away"
-            )
-    sides = {path: stored.split or {} for path, stored in runs.items()}
-    tests = {path: {**split.get("test", {})} for path, split in sides.items()}
-    inherited = set.intersection(*map(set, tests.values())) if others else set()
-    tested: dict[str, Path] = {}
-    for path, test in tests.items():
-        own = test.keys() - inherited
-        same = next((tested[digest] for digest in own if digest in tested), None)
-        if others and not own:
-            same = next(other for other in runs if other != path)
-        if same:
-            raise InputError(
-                f"--ckpt_path {folder}: {same} and {path} have test images in common; move one of "
-                "them away"
-            )
-        tested.update(dict.fromkeys(own, path))
-        split = {**sides[path], "test": {digest: test[digest] for digest in own}}
-        runs[path] = replace(runs[path], split=split)
-    return runs
 
 
 def read(path: Path) -> Stored:
@@ -282,7 +177,3 @@ def _read_checkpoint(path: Path) -> Stored:
     data = content.get("NucleiDataModule", {})
     diameter = data.get("diameter") or DIAMETER
     return Stored(settings, data.get("split"), diameter, weights, content.get("ranges"))
-
-
-def _plain(value: Any) -> str:
-    return ",".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)

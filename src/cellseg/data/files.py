@@ -41,6 +41,17 @@ class Reading:
     invert: bool | str = "auto"
     diameter: float | str = "none"
 
+    def __post_init__(self) -> None:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise InputError(f"--data.percentiles {low:g},{high:g}: must rise, within 0 to 100")
+        if self.plane not in ("all", "max") and not self.plane.isdecimal():
+            raise InputError(f"--data.plane {self.plane}: must be a number from 0, max or all")
+        if self.pixel_size is not None and not self.pixel_size > 0:
+            raise InputError(f"--data.pixel_size {self.pixel_size:g}: must be positive")
+        if not isinstance(self.diameter, str) and not self.diameter > 0:
+            raise InputError(f"--data.diameter {self.diameter:g}: must be positive, auto or none")
+
 
 @dataclass(frozen=True)
 class Files:

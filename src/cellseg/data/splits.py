@@ -46,6 +46,19 @@ class Recipe:
     fold: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.fold and not self.folds:
+            raise InputError(
+                f"--data.fold {self.fold}: of how many? Name their number with --data.folds"
+            )
+        if self.folds and self.split not in ("auto", "random"):
+            raise InputError(
+                f"--data.folds {self.folds} and --data.split {self.split} divide the images; "
+                "leave one out"
+            )
+        if self.seed < 0:
+            raise InputError("--data.split_seed must not be negative")
+
     @property
     def asked(self) -> bool:
         """Whether a division is asked for; else a checkpoint's own goes before it."""

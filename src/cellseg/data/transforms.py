@@ -5,6 +5,7 @@ The only module that knows albumentations; 2.0.8 is its last release under the M
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.data.recording import Array
+from cellseg.errors import InputError
 
 # albumentations asks a package index for its newest version on import unless told not to.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -35,6 +37,12 @@ class Augmentation:
     """
 
     def __init__(self, crop_size: int, strength: float = 1.0, share: float = 1.0) -> None:
+        if crop_size < 1:
+            raise InputError(f"--data.crop_size {crop_size}: must be positive")
+        if not 0 <= strength < math.inf:
+            raise InputError(f"--data.augment {strength:g}: must not be negative, nor infinite")
+        if not 0 <= share <= 1:
+            raise InputError(f"--data.augment_share {share:g}: must lie in 0 to 1")
         self.crop_size = crop_size
         self.strength = strength
         self.share = share
