@@ -82,8 +82,8 @@ def run(
 
 def _is_of_a_loader(error: Exception) -> bool:
     """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
-    where = traceback.extract_tb(error.__traceback__)[-1].filename
-    fetching = isinstance(error, OSError | EOFError) and Path(where).parent.name == "multiprocessing"
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
+    fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
     return fetching or str(error).startswith("DataLoader worker")
 
 
