@@ -231,6 +231,16 @@ def test_a_split_that_names_no_image_is_refused_with_an_image(tmp_path: Path) ->
         make_split(["a", "b"], split=str(table))
 
 
+def test_groups_that_a_table_divides_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    table = tmp_path / "split.csv"
+    table.write_text("image_id,split\na1,train\na2,train\nb1,train\nb2,val\nc1,test\n")
+    make_split(["a1", "a2", "b1", "b2", "c1", "d1"], split=str(table), groups="^.")
+    assert "divides 1 groups of --data.groups, so the scores are too high: b" in caplog.text
+
+
 def test_an_unknown_side_is_refused_with_the_table_and_the_image(tmp_path: Path) -> None:
     table = tmp_path / "split.csv"
     table.write_text("image_id,split\na,train\nb,training\n")

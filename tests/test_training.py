@@ -137,20 +137,30 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
 
 
-def test_fault_18_stopped_while_validating_it_ends_at_once(nuclei: Path, tmp_path: Path) -> None:
-    def fit(*more: object) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize(("how", "code"), [("term", 143), ("interrupt", 130)])
+def test_fault_18_stopped_while_validating_it_ends_at_once_and_validates_anew(
+    how: str, code: int, tmp_path: Path
+) -> None:
+    data = write_nuclei(tmp_path / "data", 40)  # four of them to validate on
+
+    def fit(run: str, *more: object) -> subprocess.CompletedProcess[str]:
         return run_script(
             tmp_path,
-            *("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run"),
+            *("fit", "--data.root", data, "--trainer.default_root_dir", tmp_path / run),
             *("--trainer.max_epochs", 2, *SMALL, "--data.num_workers", 1, *more),
         )
 
-    stopped = fit("--config", stop_at(tmp_path, 4, "interrupt", "validation"))  # or it is timed out
-    assert stopped.returncode == 130, stopped.stderr
+    assert fit("whole").returncode == 0
+    stopped = fit("parts", "--config", stop_at(tmp_path, 4, how, "validation"))
+    assert stopped.returncode == code, stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert step_of(find_checkpoint(tmp_path / "run")) == 4
-    assert fit("--ckpt_path", "last").returncode == 0
-    assert step_of(find_checkpoint(tmp_path / "run")) == 8
+    assert step_of(find_checkpoint(tmp_path / "parts")) == 4
+    assert fit("parts", "--ckpt_path", "last").returncode == 0
+    assert step_of(find_checkpoint(tmp_path / "parts")) == 8
+    for score in ("val/loss", "val/map"):
+        whole, parts = (scalars(tmp_path / run, score) for run in ("whole", "parts"))
+        assert len(whole) == 2
+        assert parts == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_run_that_is_stopped_while_tuning_is_tuned_by_the_next(

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cellseg.predict.measure import equivalent_diameter
+
 # Images are rescaled by these factors only, so that neighbouring images are treated alike.
 FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 COARSE = FACTORS[0]
@@ -44,7 +46,7 @@ def median_diameter(images: Iterable[NDArray[Any]]) -> float | None:
     """The median equivalent diameter in px of the nuclei in labels (H, W); None for too few."""
     areas = np.concatenate([np.bincount(labels.ravel())[1:] for labels in images])
     areas = areas[areas > 0]
-    return float(np.sqrt(4 / np.pi * np.median(areas))) if len(areas) >= FEWEST else None
+    return float(equivalent_diameter(np.median(areas))) if len(areas) >= FEWEST else None
 
 
 def rescale(image: Tensor, factor: float) -> Tensor:

@@ -52,6 +52,11 @@ class BestAndLast(ModelCheckpoint):
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         if together and trainer.global_step > 0 and trainer.state.fn == "fit":
+            if trainer.validating:
+                # Lightning would leave out images that were scored, or the validation as a whole.
+                seen = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+                for progress in (seen.total, seen.current):  # as within the first image
+                    vars(progress).update(ready=1, started=1, processed=0, completed=0)
             self._save_last(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:

@@ -138,10 +138,10 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
     kept = (areas >= max(decoding.min_area, 1)) & (sums >= decoding.min_confidence * areas)
     kept[0] = False
     numbers = np.cumsum(kept) * kept
-    numbered: NDArray[Any] = numbers.astype(np.uint16 if kept.sum() <= 65535 else np.uint32)[labels]
+    numbered: NDArray[Any] = narrow(numbers)[labels]
     return numbered
 
 
 def narrow(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels of any shape as uint16, which more programs read, where there are not too many."""
-    return labels if labels.max() > 65535 else labels.astype(np.uint16)
+    """Labels of any shape as uint16, which more programs read, or as uint32 from 65,536 on."""
+    return labels.astype(np.uint16 if labels.max() <= 65535 else np.uint32, copy=False)

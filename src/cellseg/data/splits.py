@@ -118,7 +118,18 @@ def make_split(
         raise InputError(
             f"--data.split {split}: names none of the images; the image_id of one is {ids[0]}"
         )
-    return _from_table(ids, table, split)
+    chosen = _from_table(ids, table, split)
+    if groups:
+        sides_of: dict[str, set[str]] = defaultdict(set)
+        for sample, name in group_of(ids, groups).items():
+            sides_of[name] |= {side for side in SIDES if sample in chosen.sides[side]}
+        torn = [name for name, sides in sides_of.items() if len(sides) > 1]
+        if torn:
+            log.warning(
+                f"--data.split {split} divides {len(torn)} groups of --data.groups, so the scores "
+                f"are too high: {few(torn)}"
+            )
+    return chosen
 
 
 def choose_split(

@@ -93,6 +93,11 @@ def measure(
     return columns
 
 
+def equivalent_diameter(area: Array | float) -> Array:
+    """The diameter of the disc of equal area."""
+    return np.asarray(np.sqrt(4 / np.pi * area))
+
+
 def touches_border(columns: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
     """1 for each nucleus whose bounding box reaches the border of an image (H, W), else 0."""
     height, width = shape
@@ -182,7 +187,7 @@ def _shapes(labels: Array, count: int) -> dict[str, Array]:
         "eccentricity": np.sqrt(1 - roundness),
         "solidity": area / convex_area,
         "circularity": np.minimum(4 * np.pi * area / perimeter**2, 1),
-        "equivalent_diameter_px": np.sqrt(4 * area / np.pi),
+        "equivalent_diameter_px": equivalent_diameter(area),
     }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import write_labels, write_probs
+from cellseg.predict.measure import equivalent_diameter, measure
 from cellseg.predict.pictures import overlay, thumbnail, write_overlay
 
 Array = NDArray[Any]
@@ -225,7 +226,7 @@ def summary_row(
         "scale": f"{about.scale:.3g}",
         "nuclei": len(areas),
         "median_area_px": f"{median:g}" if len(areas) else "",
-        "median_diameter_px": f"{np.sqrt(4 / np.pi * median):.1f}" if len(areas) else "",
+        "median_diameter_px": f"{equivalent_diameter(median):.1f}" if len(areas) else "",
         "confidence": "" if confidence is None else f"{confidence:.3f}",
         "unusual": f"confidence below {UNSURE:g}" if unsure else "",
         "message": about.note,
@@ -234,15 +235,13 @@ def summary_row(
 
 def diameter_counts(areas: Sequence[Array]) -> list[int]:
     """How many nuclei have an equivalent diameter that rounds to 0, 1, 2, … px."""
-    diameters = np.sqrt(4 / np.pi * np.concatenate(areas))
+    diameters = equivalent_diameter(np.concatenate(areas))
     counts: list[int] = np.bincount(np.rint(diameters).astype(int)).tolist()
     return counts
 
 
 def _measurements(about: About, result: Result, expand: float) -> dict[str, Array]:
     """The columns of all planes, one below the other."""
-    from cellseg.predict.measure import measure
-
     planes = [
         measure(labels, pixels, about.channels, probs, about.pixel_size, expand)
         for labels, pixels, probs in zip(result.labels, result.pixels, result.probs, strict=True)
