@@ -121,8 +121,10 @@ def make_split(
     chosen = _from_table(ids, table, split)
     if groups:
         sides_of: dict[str, set[str]] = defaultdict(set)
-        for sample, name in group_of(ids, groups).items():
-            sides_of[name] |= {side for side in SIDES if sample in chosen.sides[side]}
+        group = group_of(ids, groups)
+        for side in SIDES:
+            for sample in chosen.sides[side]:
+                sides_of[group[sample]].add(side)
         torn = [name for name, sides in sides_of.items() if len(sides) > 1]
         if torn:
             log.warning(
