@@ -64,7 +64,7 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
     name = str(named)
     folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else {}
     path = next(iter(folds)) if folds else resolve(name, default_root_dir)
-    stored = read(path)
+    stored = folds[path] if folds else read(path)
     for key in FIXED:
         asked, kept = flags.get(key), stored.settings[key]
         if asked is not None and asked != (tuple(kept) if isinstance(asked, tuple) else kept):

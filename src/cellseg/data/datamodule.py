@@ -365,7 +365,8 @@ class NucleiDataModule(pl.LightningDataModule):
             resumes = self.trainer is not None and self.trainer.ckpt_path is not None
             split = choose_split(digests, stage, self.recipe, self.trained_split, resumes)
         trained = {*(self.trained_split or {}).get("train", {})}
-        trained |= {digests[sample] for sample in split.sides["train"]}
+        if stage == "fit":
+            trained |= {digests[sample] for sample in split.sides["train"]}
         evaluated = [*split.sides["val"], *split.sides["test"]]
         if seen := [sample for sample in evaluated if digests[sample] in trained]:
             log.warning(
