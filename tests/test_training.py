@@ -36,6 +36,8 @@ class Stop(Callback):
         self.step, self.how, self.where = step, how, where
         if where == "tuning":
             tuning.tune = lambda *args: os.killpg(0, signal.SIGINT)
+    def on_train_batch_start(self, trainer, *args):
+        self.stop("accumulating", trainer)
     def on_train_batch_end(self, trainer, *args):
         self.stop("training", trainer)
     def on_validation_batch_end(self, trainer, *args):
@@ -135,6 +137,45 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     )
     # It is one run: one folder, one best checkpoint.
     assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
+
+
+def test_fault_18_stopped_between_two_steps_it_takes_their_batches_again(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    def fit(run: str, *more: object) -> subprocess.CompletedProcess[str]:
+        return run_script(
+            tmp_path,
+            *("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path / run),
+            *("--trainer.max_epochs", 1, *SMALL),
+            *("--data.crops_per_epoch", 48, "--trainer.accumulate_grad_batches", 3, *more),
+        )
+
+    assert fit("whole").returncode == 0
+    stopped = fit("parts", "--config", stop_at(tmp_path, 2, "term", "accumulating"))
+    assert stopped.returncode == 143, stopped.stderr
+    assert fit("parts", "--ckpt_path", "last").returncode == 0
+    whole, parts = (
+        torch.load(find_checkpoint(tmp_path / run), weights_only=True) for run in ("whole", "parts")
+    )
+    assert whole["global_step"] == parts["global_step"] == 4
+    # The statistics of batch normalisation have seen a batch twice.
+    learned = [name for name in whole["state_dict"] if name.endswith(("weight", "bias"))]
+    for name in learned:
+        torch.testing.assert_close(parts["state_dict"][name], whole["state_dict"][name])
+
+
+def test_steps_that_end_within_an_epoch_are_validated_and_tuned(
+    nuclei: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs"
+    code = cellseg(
+        *("fit", "--data.root", nuclei, "--trainer.default_root_dir", run, *SMALL),
+        *("--trainer.max_epochs", -1, "--trainer.max_steps", 6),  # four steps an epoch
+    )
+    assert code == 0
+    assert "not tuned" not in capsys.readouterr().err
+    assert len(scalars(run, "val/map")) == 2
+    assert step_of(find_checkpoint(run)) == 6
 
 
 @pytest.mark.parametrize(("how", "code"), [("term", 143), ("interrupt", 130)])

@@ -40,6 +40,19 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
 
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == trainer.max_steps:
+            # Lightning validates a run that is told to stop, but not one whose steps are done.
+            trainer.should_stop = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         # Lightning's own `save_last` is the last that was also a best one.
@@ -52,11 +65,18 @@ class BestAndLast(ModelCheckpoint):
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         if together and trainer.global_step > 0 and trainer.state.fn == "fit":
+            loop = trainer.fit_loop.epoch_loop
+            batches, seen = loop.batch_progress, loop.val_loop.batch_progress
+            steps = loop.automatic_optimization.optim_progress.optimizer.step.current.completed
+            ahead = batches.current.ready - steps * trainer.accumulate_grad_batches
             if trainer.validating:
                 # Lightning would leave out images that were scored, or the validation as a whole.
-                seen = trainer.fit_loop.epoch_loop.val_loop.batch_progress
                 for progress in (seen.total, seen.current):  # as within the first image
                     vars(progress).update(ready=1, started=1, processed=0, completed=0)
+            elif ahead > 0:
+                # Lightning would leave out batches whose gradients no step has used yet.
+                for progress in (batches.total, batches.current):
+                    vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
             self._save_last(trainer)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
