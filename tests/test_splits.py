@@ -188,6 +188,21 @@ def test_images_that_a_checkpoint_does_not_know_are_divided_too() -> None:
     assert one.sides["train"] == ["a", "new"]
 
 
+def test_images_of_a_known_field_join_it() -> None:
+    field = {sample: row["field"] for sample, row in dsb2018().items()}
+    digests = {sample: sample for sample in field}
+    first = make_split([*field][::2], "random")
+    split = trained_split(
+        digests, {side: {s: s for s in first.sides[side]} for side in SIDES}, "fit"
+    )
+    assert split is not None
+    more = extended(split, seed=0)
+    assert sum(map(len, more.sides.values())) == len(field)
+    on = [{field[sample] for sample in more.sides[side]} for side in SIDES]
+    assert not (on[0] & on[1] or on[0] & on[2] or on[1] & on[2])
+    assert all(set(first.sides[side]) <= set(more.sides[side]) for side in SIDES)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_table_decides_and_what_it_does_not_list_is_left_out(
     tmp_path: Path, encoding: str

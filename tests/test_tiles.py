@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode, encode
+from cellseg.nn.unet import UNet
 from cellseg.predict import tiles
-from cellseg.predict.tiles import Piece, stitch
+from cellseg.predict.tiles import Piece, stitch, with_halo
 
 Labels = NDArray[np.uint32]
 
@@ -102,3 +104,18 @@ def test_small_nuclei_are_dropped(maps: NDArray[np.float32]) -> None:
     labels, _ = stitched(maps, replace(Decoding(), min_area=60))
     assert labels.max() > 0
     assert np.bincount(labels.ravel())[1:].min() >= 60
+
+
+@pytest.mark.parametrize("depth", [2, 4, 5])
+def test_fault_12_windows_have_the_maps_of_the_whole_at_any_depth(depth: int) -> None:
+    torch.manual_seed(0)
+    net = UNet(out_channels=1, base_channels=2, depth=depth).double().eval()
+    image = torch.randn(1, 3, 96, 640, dtype=torch.float64)
+
+    def maps(rows: slice, columns: slice) -> NDArray[Any]:
+        with torch.inference_mode():
+            return net(image[..., rows, columns])[0].numpy()
+
+    everywhere = slice(0, 96), slice(0, 640)
+    windows = with_halo(maps, (96, 640), 1, depth)(*everywhere)
+    np.testing.assert_allclose(windows, maps(*everywhere), rtol=1e-9)

@@ -139,7 +139,7 @@ class SegmentationTask(pl.LightningModule):
         Returns:
             A function, since two files are worked on at a time, see `Lanes`. It gives `labels`
             (P, H, W) and `probs` (P, H, W) of the foreground, or of a large image `maps`, a
-            function that gives them of some plane, rows and columns; the `scale` by which the
+            function that gives those of a plane (see `tiles.stitch`); the `scale` by which the
             image was enlarged for the network, the median `diameter` in px that asked for it (None
             where it is not known), and whether the image was `inverted`.
         """
@@ -155,6 +155,7 @@ class SegmentationTask(pl.LightningModule):
             network=self.batch_probs,
             whole=self.batches or self.batch_probs,
             precision=precision,
+            depth=self.net.depth,
             diameter=self.diameter,
             decoding=self.decoding,
             decode=self.decode,

@@ -164,13 +164,27 @@ def choose_split(
 
 
 def extended(split: Split, seed: int) -> Split:
-    """A split in which the images that it has left out are divided too."""
-    if len(split.left_out) < 2:  # too few to divide
-        more = everything(split.left_out, "train", "more to train on")
+    """A split in which the images that it has left out are divided too.
+
+    Those of a known field of view join it: in training, where some of it was trained on.
+    """
+    known = [(sample, side) for side in reversed(SIDES) for sample in split.sides[side]]
+    group = group_of([*split.left_out, *(sample for sample, _ in known)], None)
+    side_of = {group[sample]: side for sample, side in known}  # training comes last, and wins
+    new = [sample for sample in split.left_out if group[sample] not in side_of]
+    if len(new) < 2:  # too few to divide
+        more = everything(new, "train", "more to train on")
     else:
-        more = make_split(split.left_out, "random", seed=seed)
-    sides = {side: sorted([*split.sides[side], *more.sides[side]]) for side in SIDES}
-    return Split(f"{split.name}, and {len(split.left_out)} more images: {more.name}", sides)
+        more = make_split(new, "random", seed=seed)
+    sides = {
+        side: sorted(
+            [*split.sides[side], *more.sides[side]]
+            + [sample for sample in split.left_out if side_of.get(group[sample]) == side]
+        )
+        for side in SIDES
+    }
+    how = more.name if new else "of the same fields of view"
+    return Split(f"{split.name}, and {len(split.left_out)} more images: {how}", sides)
 
 
 def trained_split(

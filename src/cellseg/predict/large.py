@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from cellseg.predict.results import (
     write_outlines,
     write_picture,
 )
-from cellseg.predict.tiles import MARGIN, TILE, Maps, Piece, margin_for, stitch, with_halo
+from cellseg.predict.tiles import MARGIN, TILE, Maps, Piece, margin_for, stitch
 
 Array = NDArray[Any]
 
@@ -46,7 +45,7 @@ class LargeResult:
     Args:
         about: The image.
         image: Its windows, see `data.large.LargeImage`.
-        maps: Gives the maps (C, h, w) of a plane, rows and columns.
+        maps: Gives those of a plane, see `tiles.stitch`.
         decoding: How they become nuclei.
         tick: Called before each tile; what it raises ends the work.
         keep: Puts aside the table of a tile's nuclei, and gives its place.
@@ -56,7 +55,7 @@ class LargeResult:
         self,
         about: About,
         image: Any,
-        maps: Callable[[int, slice, slice], NDArray[np.float32]],
+        maps: Callable[[int], Maps],
         decoding: Decoding,
         tick: Callable[[], None],
         keep: Callable[[str], Any],
@@ -180,7 +179,7 @@ class LargeResult:
 
     def _maps_of(self, plane: int, progress: tqdm[Any]) -> Maps:
         """The maps of a tile of a plane."""
-        maps = with_halo(partial(self.maps, plane), self.shape[1:], self.about.scale)
+        maps = self.maps(plane)
 
         def of_tile(rows: slice, columns: slice) -> NDArray[np.float32]:
             self.tick()

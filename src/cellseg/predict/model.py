@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from cellseg.data.dataset import to_input
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import LARGE
 from cellseg.instances import narrow
-from cellseg.predict.tiles import margin_for, stitch, with_halo
+from cellseg.predict.tiles import margin_for, stitch
 from cellseg.runtime import Name, choose, levels_for
 from cellseg.task import SegmentationTask
 
@@ -79,8 +78,7 @@ class Model:
         large = LargeImage.of_array(pixels, self.percentiles)
         found = self.task.predict_step({"large": large, **batch})()
         shape, scale = pixels.shape[:2], found["scale"]
-        maps = with_halo(partial(found["maps"], 0), shape, scale)
         decoding = self.task.decoding.at(scale)
-        strips = stitch(shape, maps, decoding, margin_for(scale), lambda piece: None)
+        strips = stitch(shape, found["maps"](0), decoding, margin_for(scale), lambda piece: None)
         labels = np.concatenate([strip.copy() for strip, _ in strips])
         return narrow(labels)

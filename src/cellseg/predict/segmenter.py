@@ -25,7 +25,7 @@ from cellseg.adapt import (
 )
 from cellseg.data.recording import LARGE
 from cellseg.instances import Decoding
-from cellseg.predict.tiles import with_halo
+from cellseg.predict.tiles import Maps, with_halo
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Segmenter:
         network: Gives the probabilities (N, out_channels, H, W) of images (N, 3, H, W).
         whole: As `network`, for whole images: it may batch those of several threads.
         precision: Makes the context in which this thread has the network compute.
-        diameter: Median diameter in px of the nuclei that the network was trained on.
+        depth: Number of its poolings.
+        diameter: Median diameter in px of the nuclei that it was trained on.
         decoding: How probabilities become nuclei.
         decode: As `instances.decode`, but it may compute elsewhere.
     """
@@ -74,6 +75,7 @@ class Segmenter:
     network: Callable[[Tensor], Tensor]
     whole: Callable[[Tensor], Tensor]
     precision: Callable[[], torch.autocast]
+    depth: int
     diameter: float
     decoding: Decoding
     decode: Callable[[NDArray[Any], Decoding], NDArray[Any]]
@@ -89,7 +91,7 @@ class Segmenter:
             view, found = self._choose_view(sample, batch["invert"], batch["diameter"])
             facts = {"scale": view.factor, "diameter": view.diameter, "inverted": view.inverted}
             if large is not None:
-                return {"maps": partial(self._maps, large, view), **facts}
+                return {"maps": partial(self._maps, large, view), **facts}  # see `LargeResult`
             planes = [
                 found if place == middle else self.segment(view.apply(plane[None]), view.factor)
                 for place, plane in enumerate(image)
@@ -123,18 +125,15 @@ class Segmenter:
                     factor, found = wanted, rescaled
         return View(factor, diameter, inverted), found
 
-    def _maps(
-        self,
-        large: Any,
-        view: View,
-        plane: int,
-        rows: slice,
-        columns: slice,
-    ) -> NDArray[np.float32]:
-        """Probabilities (out_channels, h, w) of a window of a large image."""
-        image = view.apply(large.image(plane, rows, columns)[None])
-        with torch.inference_mode(), self.precision():
-            return self._on_grid(image, view.factor)
+    def _maps(self, large: Any, view: View, plane: int) -> Maps:
+        """Gives the probabilities of any window of a plane of a large image."""
+
+        def of_window(rows: slice, columns: slice) -> NDArray[np.float32]:
+            image = view.apply(large.image(plane, rows, columns)[None])
+            with torch.inference_mode(), self.precision():
+                return self._on_grid(image, view.factor)
+
+        return with_halo(of_window, large.shape[1:], view.factor, self.depth)
 
     def _on_grid(self, image: Tensor, factor: float) -> NDArray[np.float32]:
         """Probabilities (out_channels, h, w) of a window (1, 3, h, w) that is seen enlarged."""
@@ -156,7 +155,7 @@ class Segmenter:
             def window(rows: slice, columns: slice) -> NDArray[np.float32]:
                 return self._on_grid(image[..., rows, columns], factor)
 
-            probs = with_halo(window, shape, factor)(slice(0, height), slice(0, width))
+            probs = with_halo(window, shape, factor, self.depth)(slice(0, height), slice(0, width))
         else:
             probs = self.whole(rescale(image, factor))[0].cpu().numpy()
             if factor > 1:  # narrow gaps are seen that the full grid has not

@@ -15,12 +15,8 @@ from cellseg.instances import Decoding, decode
 Array = NDArray[Any]
 Maps = Callable[[slice, slice], NDArray[np.float32]]
 
-# What the network pools together, in px: only windows that start at multiples give the same maps.
-STEP = 16
 # Side in px of a tile.
 TILE = 1024
-# The maps of a pixel depend on the image up to 107 px away, in a U-Net of depth 4.
-HALO = 112
 # How far a nucleus may reach out of the tile that finds it, in px of what the network sees.
 MARGIN = 128
 
@@ -178,16 +174,21 @@ def _off_the_border(nuclei: Array, rows: slice, columns: slice, shape: tuple[int
     return np.where(kept[nuclei], nuclei, 0)
 
 
-def with_halo(maps: Maps, shape: tuple[int, int], scale: float) -> Maps:
+def with_halo(maps: Maps, shape: tuple[int, int], scale: float, depth: int) -> Maps:
     """Maps as they are in the whole plane, made of those of windows.
+
+    What the U-Net pools together is a step of `2**depth` px: only windows that start at multiples
+    of it give the same maps, and those of a pixel depend on the image up to 7 steps less 5 px away.
 
     Args:
         maps: The network's, of a window and nothing around it.
         shape: (H, W) of the plane.
         scale: By which the network sees it enlarged; the windows are smaller then.
+        depth: Number of the U-Net's poolings.
     """
-    side = int(TILE / max(1, scale)) // STEP * STEP
-    halo = math.ceil(HALO / scale / STEP) * STEP
+    step = 2**depth
+    side = max(step, int(TILE / max(1, scale)) // step * step)
+    halo = math.ceil(7 / scale) * step
 
     def of_window(rows: slice, columns: slice) -> NDArray[np.float32]:
         strips = []
