@@ -175,6 +175,28 @@ def test_results_go_beside_the_folder_by_default(
     assert [path.name for path in (tmp_path / "cells").iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--ckpt_path", ""), "--ckpt_path: names nothing"),
+        (("--trainer.overfit_batches", 1), "--trainer.overfit_batches draws its own crops"),
+        (("--trainer.devices", "foo"), "`devices`"),
+        (("--ckpt_path", "x" * 300), "x…: File name too long"),
+    ],
+)
+def test_flags_that_others_fail_at_are_refused(
+    flags: tuple[object, ...], message: str, nuclei: Path, tmp_path: Path, fails: Fails
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path)
+    assert message in fails("fit", *args, *SMALL, *flags)
+
+
+def test_a_config_in_another_encoding_is_refused(tmp_path: Path, fails: Fails) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("data: {synthetic: 4}", encoding="utf-16")
+    assert "not in UTF-8" in fails("fit", "--config", config)
+
+
 def test_output_flags_exist_on_predict_only(fails: Fails) -> None:
     for command in ("fit", "validate", "test"):
         assert "output.dir" in fails(command, "--ckpt_path", "x", "--output.dir", "out")

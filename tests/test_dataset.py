@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import albumentations as A
@@ -367,3 +368,14 @@ crop(None, None, 0)
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stderr.strip().splitlines()[-1:] == ["NO_ALBUMENTATIONS_UPDATE=1"]
+
+
+def test_a_resume_on_fewer_devices_takes_new_crops() -> None:
+    data = NucleiDataModule(synthetic=4, batch_size=8)
+    data.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, global_step=0)  # type: ignore[assignment]
+    data.load_state_dict({"crops": 16000, "step": 500})  # on four
+    taken = []
+    for step in (0, 500, 501, 625):  # Lightning asks first where the step is not there yet
+        data.trainer.global_step = step  # type: ignore[misc]
+        taken.append(data._crops_taken())
+    assert taken == [16000, 16000, 16008, 17000]

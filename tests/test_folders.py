@@ -464,7 +464,7 @@ def test_fault_24_masks_of_all_kinds_give_the_same_nuclei(kind: str, tmp_path: P
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.tif").symlink_to(tmp_path / "gone.tif")
     with pytest.raises(InputError, match=r"a\.tif: cannot be read: No such file"):
-        open_tree(tmp_path).read("a.tif")
+        open_tree(tmp_path).fingerprint(["a.tif"])
 
 
 def test_a_prediction_is_never_taken_for_another_image_of_the_name(tmp_path: Path) -> None:

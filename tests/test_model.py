@@ -18,6 +18,8 @@ from PIL import Image
 from cellseg import checkpoint, load, tuning
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
+from cellseg.release import main as release_main
+from cellseg.release import release
 from cellseg.tuning import mix
 from conftest import SMALL, cellseg, find_checkpoint, run_process
 
@@ -28,7 +30,7 @@ SHIPPED = checkpoint.SHIPPED / "nuclei-1.safetensors"
 @pytest.fixture(scope="module")
 def released(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("released") / "small.safetensors"
-    checkpoint.release(find_checkpoint(trained, "best"), target, {"name": "small"})
+    release(find_checkpoint(trained, "best"), target, {"name": "small"})
     return target
 
 
@@ -52,9 +54,27 @@ def test_a_damaged_released_model_is_refused(released: Path, tmp_path: Path) -> 
     copy.write_bytes(content)
     with pytest.raises(InputError, match="sha256"):
         checkpoint.read(copy)
-    (tmp_path / "small.json").write_text("{}")
-    with pytest.raises(InputError, match="damaged"):
-        checkpoint.read(copy)
+    for text in ("{}", "[]", "3"):
+        (tmp_path / "small.json").write_text(text)
+        with pytest.raises(InputError, match="no released model, or a damaged one"):
+            checkpoint.read(copy)
+
+
+def test_what_cannot_be_released_is_one_line(
+    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = str(find_checkpoint(trained, "best"))
+    target = str(tmp_path / "a.safetensors")
+    for args, message in (
+        (["none.ckpt", target], "none.ckpt: no such file"),
+        ([best, str(tmp_path / "a.pt")], "a.pt: a released model ends in .safetensors"),
+        ([best, target, "CC0"], "CC0: a fact is KEY=VALUE"),
+    ):
+        assert release_main(args) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert release_main([best, target, "licence=CC0"]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["licence"] == "CC0"
 
 
 def test_the_shipped_model_fits_into_the_wheel_and_has_a_card() -> None:
@@ -247,12 +267,25 @@ def test_arrays_that_are_no_image_are_refused(shape: tuple[int, ...], trained: P
 
 
 @pytest.mark.parametrize(
-    "choice", [{"diameter": -5}, {"diameter": "small"}, {"diameter": np.nan}, {"invert": "yes"}]
+    "choice",
+    [
+        *({"diameter": value} for value in (-5, "small", np.nan, None)),
+        {"invert": "yes"},
+    ],
 )
 def test_choices_that_are_none_are_refused(choice: dict[str, Any], trained: Path) -> None:
     model = load(str(find_checkpoint(trained, "best")))
     with pytest.raises(ValueError, match=f"{next(iter(choice))}=.*: must be"):
         model.predict(np.zeros((40, 40)), **choice)
+
+
+def test_an_image_is_inverted_where_that_is_said_in_any_way() -> None:
+    image = generate(3, size=64)[0]
+    model = load("nuclei-1", "torch")
+    expected = model.predict(255 - image, invert=False)
+    assert expected.max() > 0
+    for true in (True, np.True_, 1):
+        np.testing.assert_array_equal(model.predict(image, invert=true), expected)  # type: ignore[arg-type]
 
 
 def test_a_model_is_named_by_a_path_and_a_runtime_that_is_none_is_refused(trained: Path) -> None:

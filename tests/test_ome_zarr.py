@@ -11,6 +11,8 @@ import tifffile
 import zarr
 
 from cellseg.data import ome_zarr
+from cellseg.data.cache import prepare
+from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.images import read_recording
 from cellseg.data.listing import files_to_predict
 from cellseg.data.recording import Windows
@@ -129,3 +131,22 @@ def test_an_ome_zarr_is_predicted_and_again_only_when_changed(
     zarr.open_group(path, mode="r+")["0"][:] = 255 - STACK
     assert cellseg("predict", "--data.num_workers", 0, *paths) == 0
     assert "1 images are done again" in capsys.readouterr().err
+
+
+def test_an_ome_zarr_is_trained_on(tmp_path: Path) -> None:
+    for number in range(2):
+        image, labels = generate(number, size=64)
+        scales = [{"datasets": [{"path": "0"}], "axes": [{"name": "y"}, {"name": "x"}]}]
+        group = zarr.create_group(
+            tmp_path / f"i{number}.zarr", zarr_format=2, attributes={"multiscales": scales}
+        )
+        group.create_array("0", data=image[..., 0])
+        tifffile.imwrite(tmp_path / f"i{number}_labels.tif", labels)
+    tree = open_tree(tmp_path)
+    annotated = prepare(tree, find_samples(tree)[0], tmp_path / "cache")
+    assert [sample.id for sample in annotated] == ["i0", "i1"]
+    np.testing.assert_array_equal(annotated[1].image(), generate(1, size=64)[0])
+    before = [sample.folder for sample in annotated]
+    group["0"][:] = 0
+    after = [s.folder for s in prepare(tree, find_samples(tree)[0], tmp_path / "cache")]
+    assert (after[0], after[1] != before[1]) == (before[0], True)

@@ -136,6 +136,22 @@ def test_an_image_is_not_taken_for_its_prediction(root: Path, tmp_path: Path, fa
     assert read_report(tmp_path / "out")["left_out"] == ["n03"]
 
 
+def test_an_empty_prediction_of_a_black_image_is_one(tmp_path: Path) -> None:
+    root = write_nuclei(tmp_path / "root", 2)
+    for folder in ("images", "masks"):
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / folder / "black.png")
+    folder = write_preds(root, tmp_path / "preds", 0)
+    args = ("--data.test_dir", root, "--trainer.default_root_dir", tmp_path / "out")
+    assert cellseg("test", "--data.preds_dir", folder, *args) == 0
+    assert read_report(tmp_path / "out")["test/map"] == 1
+
+
+def test_a_model_in_half_precision_is_scored(root: Path, tmp_path: Path) -> None:
+    args = ("--data.test_dir", root, "--trainer.default_root_dir", tmp_path)
+    assert cellseg("test", *args, "--trainer.precision", "bf16-true", "--data.num_workers", 0) == 0
+    assert (tmp_path / "worst.png").is_file()
+
+
 def test_images_without_a_prediction_are_left_out_by_name(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,17 +20,24 @@ from torch import nn
 
 import cellseg as package
 from cellseg import runtime
-from cellseg.checkpoint import read, release, resolve
+from cellseg.checkpoint import read, resolve
 from cellseg.data.dataset import CropDataset
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.nn.int8 import measure, quantised
 from cellseg.nn.unet import UNet
 from cellseg.quantise import main as quantise
+from cellseg.release import release
 from cellseg.runtime import choose, compile_levels
 from conftest import cellseg, find_checkpoint, write_nuclei
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
+
+
+def mask_of_process() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def network() -> UNet:
@@ -65,6 +72,9 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(
     with torch.no_grad():
         net.head.bias += 1
     torch.testing.assert_close(compile_levels(net, tmp_path)(image), before + 1)
+    # Others who share the cache can read it.
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "openvino").iterdir()}
+    assert modes == {0o777 & ~mask_of_process()}
 
 
 def test_a_network_that_cannot_be_kept_is_converted_for_the_moment(tmp_path: Path) -> None:

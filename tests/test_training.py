@@ -308,7 +308,9 @@ class Malice:
         return Path.touch, (self.target,)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text", "foreign"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "empty", "text", "foreign", "odd", "directory"]
+)
 def test_fault_20_damaged_checkpoint(
     damage: str, trained: Path, tmp_path: Path, fails: Fails
 ) -> None:
@@ -321,6 +323,13 @@ def test_fault_20_damaged_checkpoint(
         path.write_bytes(content)
     elif damage == "foreign":
         torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, path)
+    elif damage == "odd":
+        torch.save({"hyper_parameters": [1], "state_dict": {}}, path)
+    elif damage == "directory":  # of the zip: a name that is no text
+        place = content.rindex(b"data.pkl")
+        content[place] = 0xFF
+        content[content.rindex(b"PK\x01\x02", 0, place) + 9] |= 8  # it is in UTF-8
+        path.write_bytes(content)
     else:
         path.write_bytes(b"" if damage == "empty" else b"hello\n")
     line = fails("predict", "--ckpt_path", path, "--data.predict_dir", tmp_path)

@@ -70,6 +70,8 @@ def run(
             return EXIT_CODES["SIGINT"]
         raise
     except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
         if not _is_of_a_loader(error):
             raise
         raise OutputError(
@@ -186,6 +188,11 @@ class Application(LightningCLI):
             if not any(arg.startswith("--print_config") for arg in args):
                 self._apply_model(parser, args)
             self.config = parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                "a config is not in UTF-8; save it anew in that encoding "
+                "(in PowerShell: --print_config | Out-File -Encoding utf8 run.yaml)"
+            ) from error
         except ArgumentError as error:
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
@@ -206,6 +213,11 @@ class Application(LightningCLI):
         for group in ("data", "model", "trainer"):
             if not isinstance(config[group], Namespace):
                 raise InputError(f"{group}: {config[group]} is no group of settings; see --help")
+        if config.trainer.overfit_batches:
+            raise InputError(
+                "--trainer.overfit_batches draws its own crops; a few images and --data.augment 0 "
+                "show the same"
+            )
         seed = config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
@@ -255,22 +267,26 @@ class Application(LightningCLI):
         if self.subcommand in ("validate", "test"):
             self.report = Report()
             more.append(self.report)
-            if settings.logger is True:
-                kwargs["logger"] = TensorBoardLogger(
-                    settings.default_root_dir, name=None, version=self.subcommand
-                )
-        if self.subcommand == "fit" and settings.logger is True:
-            root, version = settings.default_root_dir, None
-            if self.choice is not None and self.choice.whole:
-                # A resumed run goes on in its folder, or it would forget which was the best.
-                log_dir = self.choice.path.absolute().parents[1]
-                if log_dir.parent == Path(root).absolute() / "lightning_logs":
-                    version = log_dir.name
-            # Lightning's own choice of logger also draws a metric that is always -1.
-            kwargs["logger"] = TensorBoardLogger(root, version=version, default_hp_metric=False)
+        if self.subcommand != "predict" and settings.logger is True:
+            kwargs["logger"] = self._logger(settings.default_root_dir)
         own = self._get(self.config_init, "trainer").callbacks or []  # one, or a list of them
         own = [own] if isinstance(own, Callback) else own
-        return super().instantiate_trainer(**kwargs, callbacks=[*own, *more])
+        try:
+            return super().instantiate_trainer(**kwargs, callbacks=[*own, *more])
+        except TypeError as error:  # as by --trainer.devices foo
+            raise InputError(str(error)) from error
+
+    def _logger(self, root: str) -> TensorBoardLogger:
+        if self.subcommand != "fit":
+            return TensorBoardLogger(root, name=None, version=self.subcommand)
+        version = None
+        if self.choice is not None and self.choice.whole:
+            # A resumed run goes on in its folder, or it would forget which was the best.
+            log_dir = self.choice.path.absolute().parent.parent
+            if log_dir.parent == Path(root).absolute() / "lightning_logs":
+                version = log_dir.name
+        # Lightning's own choice of logger also draws a metric that is always -1.
+        return TensorBoardLogger(root, version=version, default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)

@@ -29,7 +29,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
     """Replace each config that is no file here by the packaged one of that name."""
     found = []
     for before, arg in zip(["", *args], args, strict=False):
-        flag, equals, value = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
+        flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
         if (before in ("--config", "-c") or equals) and not Path(value).exists():
             name = value.removeprefix("configs/")
             packaged = _configs() / name

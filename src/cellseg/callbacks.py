@@ -114,7 +114,7 @@ class Dashboard(pl.Callback):
 
     Args:
         images: Number of validation images in the panel.
-        every_n_epochs: Epochs between panels; the last epoch always has one.
+        every_n_epochs: Epochs between panels; the last one of `max_epochs` always has one.
         side: Longest side of a panel image in px.
     """
 
@@ -131,6 +131,12 @@ class Dashboard(pl.Callback):
         self.side = side
         self.config_text = ""  # set by `application`
         self._best: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start_clock()  # Lightning starts no epoch when it resumes within one
@@ -210,8 +216,8 @@ class Dashboard(pl.Callback):
         return {place * size // count for place in range(count)}
 
     def _is_panel_epoch(self, trainer: pl.Trainer) -> bool:
-        last = trainer.max_epochs is not None and trainer.current_epoch + 1 >= trainer.max_epochs
-        return trainer.current_epoch % self.every_n_epochs == 0 or last
+        epoch = trainer.current_epoch
+        return epoch % self.every_n_epochs == 0 or epoch + 1 == trainer.max_epochs
 
 
 def panel_row(image: Tensor, target: Tensor, probs: Tensor, side: int) -> Tensor:

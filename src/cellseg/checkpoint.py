@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cellseg.adapt import DIAMETER
+from cellseg.data.folders import DAMAGE
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
 
@@ -97,35 +98,6 @@ def read(path: Path) -> Stored:
     return _read_released(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
 
 
-def release(ckpt_path: Path, target: Path, about: dict[str, Any]) -> None:
-    """Write a checkpoint as a released model, for `weights/`.
-
-    Args:
-        ckpt_path: What `fit` wrote.
-        target: The `.safetensors` file; a `.json` goes beside it.
-        about: What else the JSON says, such as how it was trained.
-    """
-    from safetensors.torch import save
-
-    stored = read(ckpt_path)
-    # The running variances of batch normalisation may leave the range of half precision.
-    halved = {
-        name: (value.half() if value.ndim > 1 else value).contiguous()
-        for name, value in stored.weights.items()
-    }
-    content = save(halved)
-    target.write_bytes(content)
-    facts = {
-        **about,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "settings": stored.settings,
-        "split": stored.split,
-        "diameter": stored.diameter,
-        "ranges": stored.ranges,
-    }
-    target.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
 def _read_released(path: Path) -> Stored:
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -138,7 +110,9 @@ def _read_released(path: Path) -> Stored:
         weights = {name: value.float() for name, value in load(content).items()}
         diameter = facts.get("diameter") or DIAMETER
         return Stored(facts["settings"], facts["split"], diameter, weights, facts.get("ranges"))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(f"{path}: no released model, or a damaged one ({error})") from error
 
 
@@ -146,27 +120,31 @@ def _read_checkpoint(path: Path) -> Stored:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-        if damaged:
-            raise InputError(f"{path}: damaged (checksum of {damaged})")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = {} if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: refused, because it holds objects other than plain data"
         ) from error
-    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, KeyError) as error:
+    except (*DAMAGE, KeyError) as error:
         raise InputError(f"{path}: not a checkpoint, or a damaged one") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a checkpoint of cellseg")
-    settings = {
-        f"{group}.{name}": value
-        for group, key in (
-            ("model", "hyper_parameters"),
-            ("data", "datamodule_hyper_parameters"),
-            ("decode", "decoding"),
-        )
-        for name, value in content.get(key, {}).items()
+    if damaged:
+        raise InputError(f"{path}: damaged (checksum of {damaged})")
+    keys = {
+        "model": "hyper_parameters",
+        "data": "datamodule_hyper_parameters",
+        "decode": "decoding",
+        "weights": "state_dict",
+        "state": "NucleiDataModule",
     }
-    weights = content.get("state_dict", {})
+    parts = (
+        {part: content.get(key, {}) for part, key in keys.items()}
+        if isinstance(content, dict)
+        else {}
+    )
+    if not parts or not all(isinstance(part, dict) for part in parts.values()):
+        raise InputError(f"{path}: not a checkpoint of cellseg")
+    weights, data = parts.pop("weights"), parts.pop("state")
+    settings = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()}
     lacking = [key for key in FIXED if key not in settings]
     if lacking:
         layers = ", ".join(list(weights)[:3])
@@ -174,6 +152,5 @@ def _read_checkpoint(path: Path) -> Stored:
             f"{path}: not a checkpoint of cellseg: it lacks {', '.join(lacking)}"
             + (f" (its layers are {layers}, …)" if layers else "")
         )
-    data = content.get("NucleiDataModule", {})
     diameter = data.get("diameter") or DIAMETER
     return Stored(settings, data.get("split"), diameter, weights, content.get("ranges"))

@@ -65,7 +65,7 @@ class Report(pl.Callback):
         group, modality = trainer.datamodule.origin(name)  # type: ignore[attr-defined]
 
         def picture() -> NDArray[np.uint8]:
-            image = batch["image"][0].permute(1, 2, 0).cpu().numpy()
+            image = batch["image"][0].float().permute(1, 2, 0).cpu().numpy()
             return comparison(image, batch["labels"][0].cpu().numpy(), outputs["preds"])
 
         add(self.images, Scored(name, group, modality, outputs["sums"]), picture)
@@ -120,7 +120,7 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
             if sample.id in lacking:
                 continue
             read = read_labels(paths[sample.id])
-            if np.array_equal(read, sample.image()[..., 0]):
+            if read.any() and np.array_equal(read, sample.image()[..., 0]):
                 raise InputError(
                     f"{paths[sample.id]}: is the image, not its labels; name those "
                     f"{Path(sample.id).name}_labels.tif"

@@ -168,10 +168,11 @@ def _convert(net: UNet, folder: Path) -> None:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-        openvino.save_model(model, Path(name) / "net.xml", compress_to_fp16=False)
+        made = Path(name) / folder.name  # unlike the other, others may read it
+        made.mkdir()
+        openvino.save_model(model, made / "net.xml", compress_to_fp16=False)
         with suppress(OSError):  # another process was first
-            os.replace(name, folder)
-            Path(name).mkdir()
+            os.replace(made, folder)
 
 
 @cache

@@ -96,7 +96,7 @@ def prepare(
 
 def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array, str]:
     """An image, its labels and its digest, read from files: (H, W, 3), (H, W) and hex digits."""
-    recording = read_one_plane(tree.read(sample.image), sample.image)
+    recording = read_one_plane(tree.source(sample.image), sample.image)
     image, recorded = to_rgb_planes(recording, channel)[0][0], recording.pixels[0]
     if recorded.dtype.kind == "f" and not np.isfinite(recorded).all():
         damaged = np.count_nonzero(~np.isfinite(recorded))

@@ -177,7 +177,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self.description = ""  # of the data in force
         self._origins: dict[str, tuple[str, str]] = {}
         self._found: dict[Path | None, tuple[str, list[Annotation]]] = {}
-        self._crops_before = 0
+        self._crops_before = self._step_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
         self._diameter: float | None = None
 
@@ -209,11 +209,12 @@ class NucleiDataModule(pl.LightningDataModule):
             "split": self._split_to_save,
             "diameter": self._diameter,
             "crops": self._crops_taken(),
+            "step": self.trainer.global_step if self.trainer else 0,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the place in the stream of crops; Lightning asks for crops before it is there."""
-        self._crops_before = state_dict["crops"]
+        self._crops_before, self._step_before = state_dict["crops"], state_dict["step"]
 
     def train_dataloader(self) -> ResumableLoader:
         samples = self.sides["train"]
@@ -401,8 +402,10 @@ class NucleiDataModule(pl.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return 0
+        # Of the steps that this run has done: those before it may have been of another size.
+        steps = max(0, trainer.global_step - self._step_before)
         per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        return max(self._crops_before, trainer.global_step * per_step)
+        return self._crops_before + steps * per_step
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cellseg.data.images import is_image
-from cellseg.data.listing import output_stems, walk
+from cellseg.data.listing import digest_of, output_stems, walk
+from cellseg.data.recording import unreadable
 from cellseg.errors import InputError
 
 LAYOUTS = (
@@ -50,18 +51,18 @@ class Tree:
         self.root = root
         self.names = sorted(walk(root))
 
-    def read(self, name: str) -> bytes:
-        """The content of one file."""
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.root / name}: cannot be read: {error.strerror}") from error
+    def source(self, name: str) -> Path | bytes:
+        """Where the content of one file is, or the content itself."""
+        return self.root / name
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """A hash of the content of these files, in this order."""
         digest = hashlib.sha256()
         for name in names:
-            digest.update(hashlib.sha256(self.read(name)).digest())
+            try:
+                digest.update(bytes.fromhex(digest_of(self.root / name)))
+            except OSError as error:
+                raise unreadable(str(self.root / name), error) from error
         return digest.hexdigest()
 
 
@@ -81,7 +82,7 @@ class ZipTree(Tree):
                 raise InputError(f"{path}: {name} claims {entry.file_size:,} bytes; refused")
         self.names = sorted(n for n in self._entries if not n.startswith("__MACOSX/"))
 
-    def read(self, name: str) -> bytes:
+    def source(self, name: str) -> bytes:
         try:
             return self._zip.read(name)
         except DAMAGE as error:
@@ -135,7 +136,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
         else:
             samples += _flat(names, missing)
     if not samples:
-        raise InputError(f"--data.root {tree.root}: no annotated image found; looked for {LAYOUTS}")
+        raise InputError(f"{tree.root}: no annotated image found; looked for {LAYOUTS}")
     by_id: dict[str, Sample] = {}
     for sample in samples:
         other = by_id.setdefault(sample.id, sample)

@@ -50,11 +50,11 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
     of having its noise blown up.
 
     Args:
-        image: (H, W, C).
+        image: (..., H, W, C).
         limits: Of the whole image, from `intensity_limits`, also where `image` is a crop.
 
     Returns:
-        (H, W, C) float32 in [0, 1]; NaN becomes 0.
+        (..., H, W, C) float32 in [0, 1]; NaN becomes 0.
     """
     low, high = (float(limit) for limit in limits)
     floor = 1e-3 * max(abs(low), abs(high), 1e-30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
     """
     from skimage.measure import label
 
-    masks = [_read(tree.read(name), name, shape) for name in sample.masks]
+    masks = [_read(tree.source(name), name, shape) for name in sample.masks]
     for name, mask in zip(sample.masks, masks, strict=True):
         if mask.shape != shape:
             raise InputError(
@@ -100,11 +101,11 @@ def _compact(labels: Array) -> Array:
     return labels.astype(np.uint16 if small else np.int32)
 
 
-def _read(data: bytes, name: str, shape: tuple[int, int]) -> Array:
+def _read(source: Path | bytes, name: str, shape: tuple[int, int]) -> Array:
     from cellseg.data.outlines import read_geojson, read_rois
 
     if name.lower().endswith((".zip", ".roi")):
-        return _compact(read_rois(data, shape, name))
+        return _compact(read_rois(source, shape, name))
     if name.lower().endswith(".geojson"):
-        return _compact(read_geojson(data, shape, name))
-    return read_labels(data, name)
+        return _compact(read_geojson(source, shape, name))
+    return read_labels(source, name)

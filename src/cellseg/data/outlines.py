@@ -50,8 +50,8 @@ def read_rois(source: Path | bytes, shape: tuple[int, int], name: str = "") -> L
             several planes of a stack.
     """
     name = name or str(source)
-    data = source if isinstance(source, bytes) else source.read_bytes()
     try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
         rois = _parse_rois(data)
         planes = {(roi.position, roi.z_position, roi.t_position) for _, roi in rois}
         _one_plane(planes - {(0, 0, 0)})  # 0: on every plane
@@ -82,8 +82,8 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
             detections, or several planes of a stack.
     """
     name = name or str(source)
-    data = source if isinstance(source, bytes) else source.read_bytes()
     try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
         features = _parse_features(json.loads(data))
         areas = [
             (

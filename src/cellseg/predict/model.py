@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,10 +61,12 @@ class Model:
         image = np.asarray(image)
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
-        if diameter not in ("auto", "none") and not (np.isreal(diameter) and float(diameter) > 0):
+        is_number = isinstance(diameter, SupportsFloat)
+        if diameter not in ("auto", "none") and not (is_number and float(diameter) > 0):
             raise ValueError(f"diameter={diameter!r}: must be positive, 'auto' or 'none'")
         if invert not in (True, False, "auto"):
             raise ValueError(f"invert={invert!r}: must be True, False or 'auto'")
+        invert = invert if invert == "auto" else bool(invert)  # NumPy has a True of its own
         pixels, batch = to_rgb(image), {"error": "", "diameter": diameter, "invert": invert}
         if pixels[..., 0].size > LARGE:
             return self._stitched(pixels, batch)
