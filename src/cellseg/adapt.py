@@ -16,14 +16,16 @@ from cellseg.predict.measure import equivalent_diameter
 
 # Images are rescaled by these factors only, so that neighbouring images are treated alike.
 FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
-COARSE = FACTORS[0]
 # Median diameters that a model finds as they are, as parts of the one that it was trained on; see
 # `docs/diameter.md`.
 KNOWN = (0.6, 1.5)
 # An image is inverted where the model is surer of the negative by this much.
 MARGIN = 0.005
-# A model is a little surer of larger nuclei, of which fewer pixels are at the border.
-TOLERANCE = 0.01
+# Enlarging takes long: where a model is as sure as this of an image as it is, it is not tried.
+SURE = 0.92
+# By how much it may be less sure of an image once that is rescaled. Of smaller nuclei, of which
+# more pixels are at the border, it is less sure anyway.
+SHRUNK, ENLARGED = 0.035, 0.01
 # Median diameter in px of the nuclei in the 2018 Data Science Bowl's training images.
 DIAMETER = 19.7
 # Fewer nuclei say little about their size.

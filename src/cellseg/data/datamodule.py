@@ -120,7 +120,7 @@ class NucleiDataModule(pl.LightningDataModule):
         channel: str | int | None = None,
         plane: str | int = "all",
         invert: bool | Literal["auto"] = "auto",
-        diameter: float | Literal["auto", "none"] = "none",
+        diameter: float | Literal["auto", "none"] = "auto",
         pixel_size: float | None = None,
         include: list[str] | None = None,
         exclude: list[str] | None = None,

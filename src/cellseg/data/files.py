@@ -39,7 +39,7 @@ class Reading:
     plane: str = "all"
     pixel_size: float | None = None
     invert: bool | str = "auto"
-    diameter: float | str = "none"
+    diameter: float | str = "auto"
 
     def __post_init__(self) -> None:
         low, high = self.percentiles

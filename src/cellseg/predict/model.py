@@ -42,7 +42,7 @@ class Model:
     def predict(
         self,
         image: NDArray[Any],
-        diameter: float | Literal["auto", "none"] = "none",
+        diameter: float | Literal["auto", "none"] = "auto",
         invert: bool | Literal["auto"] = "auto",
     ) -> NDArray[Any]:
         """The nuclei of an image.

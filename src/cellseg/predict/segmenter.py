@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellseg.adapt import (
-    COARSE,
+    ENLARGED,
     MARGIN,
-    TOLERANCE,
+    SHRUNK,
+    SURE,
     factor_for,
     is_bright,
     median_diameter,
@@ -115,13 +116,13 @@ class Segmenter:
             if negative.confidence > found.confidence + MARGIN:
                 inverted, sample, found = True, 1 - sample, negative
         if size == "auto":
-            # The model is surer of nuclei whose size it knows.
-            surest = max(found, self.segment(sample, COARSE), key=lambda one: one.confidence)
-            diameter = median_diameter([surest.labels])
+            diameter = median_diameter([found.labels])
             wanted = factor_for(diameter, self.diameter) if diameter else 1.0
-            if wanted != 1:
+            if wanted < 1 or (wanted > 1 and found.confidence < SURE):
                 rescaled = self.segment(sample, wanted)
-                if rescaled.confidence > found.confidence - TOLERANCE:
+                # The model is surer of nuclei whose size it knows.
+                tolerance = SHRUNK if wanted < 1 else ENLARGED
+                if rescaled.confidence > found.confidence - tolerance:
                     factor, found = wanted, rescaled
         return View(factor, diameter, inverted), found
 
