@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cellseg.data.groups import dsb2018
-from cellseg.data.splits import SIDES, Split, extended, make_split, trained_split
+from cellseg.data.splits import SIDES, Recipe, Split, extended, make_split, trained_split
 from cellseg.errors import InputError
 
 HUNDRED = [f"image{number:03d}" for number in range(100)]
@@ -25,7 +25,7 @@ def side_of(split: Split) -> dict[str, str]:
 
 def test_the_projects_split_has_its_published_sizes() -> None:
     listed = dsb2018()
-    split = make_split(list(listed))
+    split = make_split(list(listed), Recipe())
     assert sizes(split) == (529, 65, 70)
     assert split.left_out == []
     assert side_of(split) == {sample: row["split"] for sample, row in listed.items()}
@@ -33,7 +33,7 @@ def test_the_projects_split_has_its_published_sizes() -> None:
 
 def test_the_projects_split_has_no_field_on_two_sides() -> None:
     listed = dsb2018()
-    sides = side_of(make_split(list(listed)))
+    sides = side_of(make_split(list(listed), Recipe()))
     fields = {sample: row["field"] for sample, row in listed.items()}
     assert Counter(fields.values()).most_common(1)[0][1] >= 4  # fields are groups of images
     assert len({(fields[sample], side) for sample, side in sides.items()}) == len(
@@ -43,7 +43,7 @@ def test_the_projects_split_has_no_field_on_two_sides() -> None:
 
 def test_one_known_image_brings_the_projects_split_and_others_are_left_out() -> None:
     known = next(iter(dsb2018()))
-    split = make_split(["mine", known])
+    split = make_split(["mine", known], Recipe())
     assert side_of(split) == {known: dsb2018()[known]["split"]}
     assert split.left_out == ["mine"]
     assert "DSB2018" in split.name
@@ -52,7 +52,7 @@ def test_one_known_image_brings_the_projects_split_and_others_are_left_out() -> 
 @pytest.mark.parametrize("options", [{"split": "random"}, {"groups": "."}, {"folds": 3}])
 def test_the_projects_split_gives_way_to_what_was_asked_for(options: dict[str, Any]) -> None:
     ids = [*"abcdefghi", next(iter(dsb2018()))]
-    split = make_split(ids, **options)
+    split = make_split(ids, Recipe(**options))
     assert sorted(side_of(split)) == sorted(ids)
     assert split.left_out == []
 
@@ -64,20 +64,20 @@ def test_a_random_split_is_80_10_10_and_never_without_train_and_validation(
     count: int, expected: tuple[int, int, int]
 ) -> None:
     for seed in range(5):
-        split = make_split(HUNDRED[:count], seed=seed)
+        split = make_split(HUNDRED[:count], Recipe(seed=seed))
         assert sizes(split) == expected
         assert sorted(side_of(split)) == HUNDRED[:count]
 
 
 def test_one_image_is_too_few() -> None:
     with pytest.raises(InputError, match="1 annotated image is too few"):
-        make_split(["a"])
+        make_split(["a"], Recipe())
 
 
 def test_a_random_split_depends_on_the_seed_alone() -> None:
     shuffled = np.random.default_rng(0).permutation(HUNDRED).tolist()
-    assert make_split(HUNDRED, seed=3).sides == make_split(shuffled, seed=3).sides
-    tests = {tuple(make_split(HUNDRED, seed=seed).sides["test"]) for seed in range(20)}
+    assert make_split(HUNDRED, Recipe(seed=3)).sides == make_split(shuffled, Recipe(seed=3)).sides
+    tests = {tuple(make_split(HUNDRED, Recipe(seed=seed)).sides["test"]) for seed in range(20)}
     assert len(tests) == 20
 
 
@@ -93,12 +93,12 @@ def random_groups(rng: np.random.Generator, tmp_path: Path) -> tuple[dict[str, s
 
 def test_groups_are_taken_until_a_side_is_large_enough() -> None:
     quads = [f"{number // 4:02d}-{number}" for number in range(100)]
-    assert sizes(make_split(quads, groups=r"^\d+")) == (76, 12, 12)
+    assert sizes(make_split(quads, Recipe(groups=r"^\d+"))) == (76, 12, 12)
 
 
 def test_of_two_groups_one_is_left_to_train_on() -> None:
     halves = [f"{number % 2}-{number}" for number in range(100)]
-    assert sizes(make_split(halves, groups="^.")) == (50, 50, 0)
+    assert sizes(make_split(halves, Recipe(groups="^."))) == (50, 50, 0)
 
 
 def test_a_group_is_never_on_two_sides(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_group_is_never_on_two_sides(tmp_path: Path) -> None:
         group_of, table = random_groups(rng, tmp_path)
         groups = set(group_of.values())
         for folds in (0, 3)[: 1 + (len(groups) >= 3)]:
-            split = make_split(list(group_of), groups=table, folds=folds, seed=seed)
+            split = make_split(list(group_of), Recipe(groups=table, folds=folds, seed=seed))
             sides = side_of(split)
             assert sides.keys() == group_of.keys()
             assert sum(sizes(split)) == len(group_of)
@@ -124,7 +124,8 @@ def test_over_all_folds_each_group_tests_once_and_validates_once(
     table = tmp_path / "groups.csv"
     table.write_text("image_id,group\n" + "".join(f"{i},{g}\n" for i, g in group_of.items()))
     splits = [
-        make_split(list(group_of), groups=str(table), folds=folds, fold=f) for f in range(folds)
+        make_split(list(group_of), Recipe(groups=str(table), folds=folds, fold=f))
+        for f in range(folds)
     ]
     for side in ("test", "val"):
         seen = [sample for split in splits for sample in split.sides[side]]
@@ -138,13 +139,13 @@ def test_over_all_folds_each_group_tests_once_and_validates_once(
 @pytest.mark.parametrize(("folds", "fold"), [(2, 0), (11, 0), (3, 3), (3, -1), (1, 0), (-3, 0)])
 def test_impossible_folds_are_refused_with_their_flags(folds: int, fold: int) -> None:
     with pytest.raises(InputError, match=f"--data.folds {folds} --data.fold {fold}: "):
-        make_split(HUNDRED[:10], folds=folds, fold=fold)
+        make_split(HUNDRED[:10], Recipe(folds=folds, fold=fold))
 
 
 @pytest.mark.parametrize("pattern", [r"(plate\d)-well\d", r"plate\d"])
 def test_a_regular_expression_groups_by_what_it_finds(pattern: str) -> None:
     ids = [f"plate{plate}-well{well}" for plate in range(4) for well in range(5)]
-    sides = side_of(make_split(ids, groups=pattern))
+    sides = side_of(make_split(ids, Recipe(groups=pattern)))
     assert len(sides) == 20
     assert len({(sample[:6], side) for sample, side in sides.items()}) == 4
 
@@ -154,7 +155,7 @@ def test_an_image_without_a_group_is_one_of_its_own(tmp_path: Path) -> None:
     table.write_text("image_id,group\nx1,x\nx2,x\nx3,x\n")
     ids = ["x1", "x2", "x3", "lone", "other"]
     for groups in (str(table), "^x"):
-        splits = [make_split(ids, groups=groups, folds=3, fold=fold) for fold in range(3)]
+        splits = [make_split(ids, Recipe(groups=groups, folds=3, fold=fold)) for fold in range(3)]
         tests = sorted(split.sides["test"] for split in splits)
         assert tests == [["lone"], ["other"], ["x1", "x2", "x3"]]
 
@@ -164,9 +165,9 @@ def test_groups_that_group_nothing_are_refused_and_others_told(
 ) -> None:
     ids = ["plate1_a", "plate1_b", "plate2_a", "lone"]
     with pytest.raises(InputError, match=r"--data\.groups \^plat_: groups none of the images"):
-        make_split(ids, groups="^plat_")
+        make_split(ids, Recipe(groups="^plat_"))
     monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
-    make_split(ids, groups="^plate.")
+    make_split(ids, Recipe(groups="^plate."))
     assert "1 images are in no group" in caplog.text
     assert "lone" in caplog.text
 
@@ -191,7 +192,7 @@ def test_images_that_a_checkpoint_does_not_know_are_divided_too() -> None:
 def test_images_of_a_known_field_join_it() -> None:
     field = {sample: row["field"] for sample, row in dsb2018().items()}
     digests = {sample: sample for sample in field}
-    first = make_split([*field][::2], "random")
+    first = make_split([*field][::2], Recipe("random"))
     split = trained_split(
         digests, {side: {s: s for s in first.sides[side]} for side in SIDES}, "fit"
     )
@@ -209,14 +210,14 @@ def test_a_table_decides_and_what_it_does_not_list_is_left_out(
 ) -> None:
     table = tmp_path / "split.csv"
     table.write_text("image_id,note,split\nä,x,val\nb,,train\nc,,test\ngone,,test\n", encoding)
-    split = make_split(["b", "c", "new", "ä"], split=str(table))
+    split = make_split(["b", "c", "new", "ä"], Recipe(split=str(table)))
     assert split.sides == {"train": ["b"], "val": ["ä"], "test": ["c"]}
     assert split.left_out == ["new"]
     assert str(table) in str(split)
 
 
 def test_a_split_says_its_sizes() -> None:
-    assert str(make_split(HUNDRED)).startswith("train 80, val 10, test 10 (random")
+    assert str(make_split(HUNDRED, Recipe())).startswith("train 80, val 10, test 10 (random")
 
 
 @pytest.mark.parametrize("content", ["image,split\na,train\n", "image_id;split\na;train\n"])
@@ -228,7 +229,7 @@ def test_a_table_without_the_columns_is_refused_with_its_flag(
     table.write_text(content)
     column = {"split": "split", "groups": "group"}[flag]
     with pytest.raises(InputError, match=f"^--data.{flag} {table}: .*image_id and {column}$"):
-        make_split(["a", "b"], **{flag: str(table)})
+        make_split(["a", "b"], Recipe(**{flag: str(table)}))
 
 
 @pytest.mark.parametrize("flag", ["split", "groups"])
@@ -236,14 +237,14 @@ def test_a_table_that_cannot_be_read_is_refused_with_its_flag(tmp_path: Path, fl
     (tmp_path / "binary.csv").write_bytes(b"image_id,split,group\n\xff\xfe\x00,a,b\n")
     for path in (tmp_path / "absent.csv", tmp_path / "binary.csv"):
         with pytest.raises(InputError, match=f"^--data.{flag} {path}: "):
-            make_split(["a", "b"], **{flag: str(path)})
+            make_split(["a", "b"], Recipe(**{flag: str(path)}))
 
 
 def test_a_split_that_names_no_image_is_refused_with_an_image(tmp_path: Path) -> None:
     table = tmp_path / "split.csv"
     table.write_text("image_id,split\na.png,train\nb.png,val\n")
     with pytest.raises(InputError, match=f"{table}: names none of the images; .* of one is a$"):
-        make_split(["a", "b"], split=str(table))
+        make_split(["a", "b"], Recipe(split=str(table)))
 
 
 def test_groups_that_a_table_divides_are_named(
@@ -252,7 +253,7 @@ def test_groups_that_a_table_divides_are_named(
     monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
     table = tmp_path / "split.csv"
     table.write_text("image_id,split\na1,train\na2,train\nb1,train\nb2,val\nc1,test\n")
-    make_split(["a1", "a2", "b1", "b2", "c1", "d1"], split=str(table), groups="^.")
+    make_split(["a1", "a2", "b1", "b2", "c1", "d1"], Recipe(split=str(table), groups="^."))
     assert "divides 1 groups of --data.groups, so the scores are too high: b" in caplog.text
 
 
@@ -260,23 +261,23 @@ def test_an_unknown_side_is_refused_with_the_table_and_the_image(tmp_path: Path)
     table = tmp_path / "split.csv"
     table.write_text("image_id,split\na,train\nb,training\n")
     with pytest.raises(InputError, match=f"{table}: 'training' of b is none of train, val, test"):
-        make_split(["a", "b"], split=str(table))
+        make_split(["a", "b"], Recipe(split=str(table)))
 
 
 def test_a_broken_regular_expression_is_refused_with_its_flag() -> None:
     with pytest.raises(InputError, match=r"^--data\.groups plate\(: .*regular expression"):
-        make_split(["a", "b"], groups="plate(")
+        make_split(["a", "b"], Recipe(groups="plate("))
 
 
 def test_all_images_in_one_group_are_refused() -> None:
     with pytest.raises(InputError, match=r"^--data\.groups: all 100 images are in one group"):
-        make_split(HUNDRED, groups="^image")
+        make_split(HUNDRED, Recipe(groups="^image"))
 
 
 @pytest.mark.parametrize("options", [{"split": "random"}, {"folds": 5, "fold": 2}])
 def test_known_images_divided_anew_keep_their_fields_together(options: dict[str, Any]) -> None:
     listed = dsb2018()
-    side = side_of(make_split(list(listed), **options))
+    side = side_of(make_split(list(listed), Recipe(**options)))
     pairs = {(listed[sample]["field"], at) for sample, at in side.items()}
     assert len(pairs) == len({row["field"] for row in listed.values()})
 
@@ -296,12 +297,12 @@ def test_a_table_with_gaps_or_contradictions_is_refused(
     table = tmp_path / "table.csv"
     table.write_text(f"image_id,{column}\na,x\n{row}\n")
     with pytest.raises(InputError, match=f"^--data.{flag} {table}: .*{said}"):
-        make_split(["a", "b"], **{flag: str(table)})
+        make_split(["a", "b"], Recipe(**{flag: str(table)}))
 
 
 def test_the_split_of_stardists_paper() -> None:
     listed = dsb2018()
-    split = make_split(list(listed), "stardist")
+    split = make_split(list(listed), Recipe("stardist"))
     side = side_of(split)
     assert sizes(split) == (401, 45, 49)
     assert all((at == "test") == (listed[s]["stardist"] == "test") for s, at in side.items())

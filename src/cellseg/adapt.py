@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cellseg.predict.measure import equivalent_diameter
+from cellseg.instances import equivalent_diameter
 
 # Images are rescaled by these factors only, so that neighbouring images are treated alike.
 FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)

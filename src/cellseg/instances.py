@@ -142,6 +142,11 @@ def decode(maps: NDArray[Any], decoding: Decoding | None = None) -> NDArray[Any]
     return numbered
 
 
+def equivalent_diameter(area: NDArray[Any] | float) -> NDArray[Any]:
+    """The diameter in px of the disc of as many px as a nucleus has."""
+    return np.asarray(np.sqrt(4 / np.pi * area))
+
+
 def narrow(labels: NDArray[Any]) -> NDArray[Any]:
     """Labels of any shape as uint16, which more programs read, or as uint32 from 65,536 on."""
     return labels.astype(np.uint16 if labels.max() <= 65535 else np.uint32, copy=False)

@@ -22,13 +22,13 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from cellseg.arguments import bracket_lists
+from cellseg.atomic import draft
 from cellseg.checkpoint import Stored, read, resolve
 from cellseg.cli import say, set_up_logging
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.nn.int8 import measure
-from cellseg.predict.drafts import draft
 from cellseg.task import SegmentationTask
 
 log = logging.getLogger("cellseg.quantise")  # run as a module, its name is __main__

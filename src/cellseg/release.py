@@ -15,10 +15,10 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cellseg.atomic import draft
 from cellseg.checkpoint import read, resolve
 from cellseg.cli import say, set_up_logging
 from cellseg.errors import InputError, OutputError
-from cellseg.predict.drafts import draft
 
 
 def main(args: Sequence[str] | None = None) -> int:

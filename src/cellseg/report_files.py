@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.atomic import draft, write_json, write_text
 from cellseg.metrics import MISTAKES
-from cellseg.predict.drafts import draft, write_json, write_text
 from cellseg.predict.pictures import outlined, to_bytes
 from cellseg.scored import (
     FEWEST_GROUPS,

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from cellseg.atomic import draft
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
-from cellseg.predict.drafts import draft
 from cellseg.task import SegmentationTask
 
 log = logging.getLogger(__name__)

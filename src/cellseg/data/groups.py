@@ -20,7 +20,7 @@ def dsb2018() -> dict[str, dict[str, str]]:
 
 
 def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
-    """Sample id to its group; see `splits.make_split`."""
+    """Sample id to its group; see `splits.Recipe`."""
     if groups is None:
         listed = dsb2018()
         return {sample: listed[sample]["field"] if sample in listed else sample for sample in ids}
@@ -41,7 +41,7 @@ def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
 
 
 def origins(ids: Sequence[str], groups: str | None) -> dict[str, tuple[str, str]]:
-    """Sample id to its group (see `splits.make_split`) and its modality, empty where unknown."""
+    """Sample id to its group (see `splits.Recipe`) and its modality, empty where unknown."""
     listed, group = dsb2018(), group_of(ids, groups)
     return {
         sample: (group[sample], listed[sample]["modality"] if sample in listed else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,20 @@ class Split:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are to be divided: the arguments of `make_split`, as the user gave them."""
+    """How images are to be divided.
+
+    Attributes:
+        split: `auto` takes the project's split of DSB2018 where an image is in it and `random`
+            otherwise; `stardist` is the split of StarDist's paper; else a CSV with the columns
+            `image_id` and `split`.
+        groups: What must stay on one side: a CSV with the columns `image_id` and `group`, or
+            a regular expression on the id (its first group, or the whole match); by default
+            the fields of DSB2018, and other images each for itself.
+        folds: k-fold instead of 80/10/10: fold `fold` is the test side, the next one the
+            validation side.
+        fold: Which fold, from 0.
+        seed: Of the random division.
+    """
 
     split: str = "auto"
     groups: str | None = None
@@ -65,44 +78,25 @@ class Recipe:
         return self.split != "auto" or self.groups is not None or self.folds > 0
 
 
-def make_split(
-    ids: Sequence[str],
-    split: str = "auto",
-    groups: str | None = None,
-    folds: int = 0,
-    fold: int = 0,
-    seed: int = 0,
-) -> Split:
-    """Divide samples into train, validation and test.
-
-    Args:
-        ids: All sample ids.
-        split: `auto` takes the project's split of DSB2018 where one id is in it and `random`
-            otherwise; `stardist` is the split of StarDist's paper; else a CSV with the columns
-            `image_id` and `split`.
-        groups: What must stay on one side: a CSV with the columns `image_id` and `group`, or
-            a regular expression on the id (its first group, or the whole match); by default
-            the fields of DSB2018, and other images each for itself.
-        folds: k-fold instead of 80/10/10: fold `fold` is the test side, the next one the
-            validation side.
-        fold: Which fold, from 0.
-        seed: Of the random division.
+def make_split(ids: Sequence[str], recipe: Recipe) -> Split:
+    """Divide samples, known by their ids, into train, validation and test.
 
     Raises:
-        InputError: Train or validation would be empty, or an argument makes no sense.
+        InputError: Train or validation would be empty, or the recipe does not fit the samples.
     """
+    split, groups = recipe.split, recipe.groups
     if len(ids) < 2:
         raise InputError(
             f"{len(ids)} annotated image is too few to split into training and validation; "
             "annotate a second one"
         )
-    if split == "auto" and not (groups or folds):
+    if not recipe.asked:
         listed = dsb2018()
         if any(sample in listed for sample in ids):
             named = {sample: row["split"] for sample, row in listed.items()}
             return _from_table(ids, named, "the project's split of DSB2018, by field of view")
     if split == "stardist":
-        return _from_table(ids, _stardist(seed), "StarDist's split of DSB2018")
+        return _from_table(ids, _stardist(recipe.seed), "StarDist's split of DSB2018")
     if split in ("auto", "random"):
         group = group_of(ids, groups)
         alone = [sample for sample in ids if group[sample] == sample]
@@ -112,7 +106,7 @@ def make_split(
             log.warning(
                 f"{len(alone)} images are in no group of --data.groups, each is one: {few(alone)}"
             )
-        return _random(ids, group, folds, fold, seed)
+        return _random(ids, group, recipe)
     table = read_column(Path(split), "split", "--data.split")
     if table.keys().isdisjoint(ids):
         raise InputError(
@@ -154,12 +148,12 @@ def choose_split(
     if trained is not None and not recipe.asked:
         split = trained_split(digests, trained, stage)
     if split is None:
-        split = make_split(list(digests), **asdict(recipe))
+        split = make_split(list(digests), recipe)
     elif stage == "fit" and split.left_out and not resumes:
         split = extended(split, recipe.seed)
     one_sided = not (split.sides["train"] and split.sides["val"])
     if stage == "fit" and one_sided and not (recipe.asked or resumes):  # some images of a known set
-        split = make_split(list(digests), "random", seed=recipe.seed)
+        split = make_split(list(digests), Recipe("random", seed=recipe.seed))
     return split
 
 
@@ -175,7 +169,7 @@ def extended(split: Split, seed: int) -> Split:
     if len(new) < 2:  # too few to divide
         more = everything(new, "train", "more to train on")
     else:
-        more = make_split(new, "random", seed=seed)
+        more = make_split(new, Recipe("random", seed=seed))
     sides = {
         side: sorted(
             [*split.sides[side], *more.sides[side]]
@@ -247,13 +241,12 @@ def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Spli
     return Split(name, sides, left_out)
 
 
-def _random(
-    ids: Sequence[str], groups: Mapping[str, str], folds: int, fold: int, seed: int
-) -> Split:
+def _random(ids: Sequence[str], groups: Mapping[str, str], recipe: Recipe) -> Split:
+    folds, fold = recipe.folds, recipe.fold
     members: dict[str, list[str]] = defaultdict(list)
     for sample in ids:
         members[groups[sample]].append(sample)
-    order = np.random.default_rng(seed).permutation(sorted(members)).tolist()
+    order = np.random.default_rng(recipe.seed).permutation(sorted(members)).tolist()
     if folds:
         if not 3 <= folds <= len(order) or not 0 <= fold < folds:
             raise InputError(
@@ -263,7 +256,7 @@ def _random(
         side_of = {group: (i - fold) % folds for i, group in enumerate(order)}
         sides_of = {0: "test", 1: "val"}
         chosen = {group: sides_of.get(place, "train") for group, place in side_of.items()}
-        name = f"fold {fold} of {folds}, seed {seed}"
+        name = f"fold {fold} of {folds}, seed {recipe.seed}"
     else:
         if len(order) < 2:
             raise InputError(
@@ -278,7 +271,7 @@ def _random(
             while taken < tenth and (group := next(queue, None)) is not None:
                 chosen[group] = side
                 taken += len(members[group])
-        name = f"random 80/10/10 by group, seed {seed}"
+        name = f"random 80/10/10 by group, seed {recipe.seed}"
     sides = {
         side: sorted(s for group, at in chosen.items() if at == side for s in members[group])
         for side in SIDES

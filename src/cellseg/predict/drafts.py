@@ -1,63 +1,29 @@
-"""How a result takes its name: only when it is complete, and never over a person's work."""
+"""How the files of an image take their names: together, and never over a person's work."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import re
 import zipfile
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from secrets import token_hex
-from typing import Any, Self
+from typing import Self
 
 from cellseg import __version__
+from cellseg.atomic import DRAFT, draft_name, writing
 from cellseg.data.listing import digest_of, is_own_output
-from cellseg.errors import InputError, OutputError
+from cellseg.errors import InputError
 
 log = logging.getLogger(__name__)
 
 # The tag of results that have a place for one, see `listing.is_own_output`.
 SOFTWARE = f"cellseg {__version__}"
-DRAFT = re.compile(r"\.draft-[0-9a-f]{8}(\.\d+)?(\.\w+)?")
 # What a results folder holds besides results.
 FOLDER = ".cellseg"
-
-
-@contextmanager
-def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name when the block ends well.
-
-    Args:
-        path: The file.
-        second_name: Where another program holds the file, as a spreadsheet does on Windows,
-            write `<name>_2` instead and say so.
-
-    Raises:
-        InputError: The name is too long for the file system.
-        OutputError: The folder or the file cannot be written.
-    """
-    name = path.with_name(f"{_draft_name()}{path.suffix}")
-    try:
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield name
-            try:
-                os.replace(name, path)
-            except PermissionError:
-                if not second_name:
-                    raise
-                second = path.with_stem(f"{path.stem}_2")
-                os.replace(name, second)
-                log.warning("%s is open in another program; written as %s", path, second.name)
-    finally:
-        with suppress(OSError):
-            name.unlink(missing_ok=True)
 
 
 class Drafts:
@@ -78,14 +44,14 @@ class Drafts:
         self.stem = stem
         self.written: dict[str, tuple[Path, str]] = {}
         # Under no name that looks like a result, and in no folder that comes and goes.
-        self._common = _draft_name()
+        self._common = draft_name()
 
     @contextmanager
     def draft(self, ending: str) -> Iterator[Path]:
-        """A temporary file for the result whose name ends in this; errors are as of `draft`."""
+        """A temporary file for the result whose name ends in this; errors as of `atomic.draft`."""
         path = self.dir / f"{self.stem}{ending}"
         name = self.dir / FOLDER / f"{self._common}.{len(self.written)}{path.suffix}"
-        with _writing(path):
+        with writing(path):
             with suppress(FileNotFoundError):
                 path.lstat()  # else what is wrong with its name would be known too late
             name.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +72,7 @@ class Drafts:
         for name, (draft, _) in self.written.items():
             path = self.dir / name
             make_way(path, known.get(name, ()))
-            with _writing(path):
+            with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(draft, path)
 
@@ -119,22 +85,6 @@ class Drafts:
                 left.unlink()
 
 
-def _draft_name() -> str:
-    # Unique also among machines that share a folder, whose process numbers may be equal.
-    return f".draft-{token_hex(4)}"
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns errors of writing a file into those that are for people."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # of this file alone
-            raise InputError(f"{path.name}: too long for the name of a file; shorten it") from error
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
 def make_way(path: Path, digests: Collection[str]) -> None:
     """Rename what another result is about to replace, unless it is as it was written here.
 
@@ -145,8 +95,9 @@ def make_way(path: Path, digests: Collection[str]) -> None:
     if not os.path.isfile(path):
         return
     # What was written here and is damaged since is nothing that a person made.
-    ours = digest_of(path) in digests or not is_whole(path) if digests else is_own_output(path)
-    if ours:
+    if digests and (digest_of(path) in digests or not is_whole(path)):
+        return
+    if not digests and is_own_output(path):
         return
     # With this suffix no run takes it for an image.
     names = (path.with_name(f"{path.name}.edited{n or ''}") for n in count())
@@ -196,15 +147,3 @@ def is_whole(path: Path) -> bool:
     except Exception:  # each format has its own errors for damage
         return False
     return True
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text as it is."""
-    with draft(path) as name:
-        name.write_text(text, encoding="utf-8", newline="")
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """A mapping as indented JSON; what JSON does not know, such as paths, as text."""
-    with draft(path) as name:
-        name.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.instances import equivalent_diameter
+
 Array = NDArray[Any]
 
 LENGTHS = ("perimeter", "major_axis", "minor_axis", "feret", "equivalent_diameter")
@@ -91,11 +93,6 @@ def measure(
         columns["confidence"] = _sums(labels.ravel(), count, probs.ravel()) / columns["area_px"]
     columns["touches_border"] = touches_border(columns, labels.shape)
     return columns
-
-
-def equivalent_diameter(area: Array | float) -> Array:
-    """The diameter of the disc of equal area."""
-    return np.asarray(np.sqrt(4 / np.pi * area))
 
 
 def touches_border(columns: Mapping[str, Array], shape: tuple[int, ...]) -> Array:

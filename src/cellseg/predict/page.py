@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import Environment
 from numpy.typing import NDArray
 
-from cellseg.predict.drafts import write_text
+from cellseg.atomic import write_text
 
 Counts = NDArray[np.integer[Any]]
 Row = Mapping[str, Any]

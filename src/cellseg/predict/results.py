@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.instances import equivalent_diameter
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import write_labels, write_probs
-from cellseg.predict.measure import equivalent_diameter, measure
+from cellseg.predict.measure import measure
 from cellseg.predict.pictures import overlay, thumbnail, write_overlay
 
 Array = NDArray[Any]

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.predict.drafts import draft, make_way, write_json
+from cellseg.atomic import draft, write_json
+from cellseg.predict.drafts import make_way
 from cellseg.predict.journal import Journal
 from cellseg.predict.store import Place
 

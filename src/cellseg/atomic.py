@@ -1,0 +1,80 @@
+"""Files that take their names only when they are complete."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from cellseg.errors import InputError, OutputError
+
+log = logging.getLogger(__name__)
+
+DRAFT = re.compile(r"\.draft-[0-9a-f]{8}(\.\d+)?(\.\w+)?")
+
+
+@contextmanager
+def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when the block ends well.
+
+    Args:
+        path: The file.
+        second_name: Where another program holds the file, as a spreadsheet does on Windows,
+            write `<name>_2` instead and say so.
+
+    Raises:
+        InputError: The name is too long for the file system.
+        OutputError: The folder or the file cannot be written.
+    """
+    name = path.with_name(f"{draft_name()}{path.suffix}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield name
+            try:
+                os.replace(name, path)
+            except PermissionError:
+                if not second_name:
+                    raise
+                second = path.with_stem(f"{path.stem}_2")
+                os.replace(name, second)
+                log.warning("%s is open in another program; written as %s", path, second.name)
+    finally:
+        with suppress(OSError):
+            name.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text as it is."""
+    with draft(path) as name:
+        name.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A mapping as indented JSON; what JSON does not know, such as paths, as text."""
+    with draft(path) as name:
+        name.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def draft_name() -> str:
+    """A new name for what is not complete, see `DRAFT`."""
+    # Unique also among machines that share a folder, whose process numbers may be equal.
+    return f".draft-{token_hex(4)}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of writing a file into those that are for people."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of this file alone
+            raise InputError(f"{path.name}: too long for the name of a file; shorten it") from error
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
