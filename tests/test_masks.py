@@ -9,7 +9,8 @@ from PIL import Image, ImageFilter
 
 from cellseg.data.cache import load
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.masks import is_half_annotated, read_masks
+from cellseg.data.advice import is_half_annotated
+from cellseg.data.masks import read_masks
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.predict.outlines import write_geojson, write_rois

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import logging
 import shlex
 import sys
-import traceback
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse import DefaultHelpFormatter, Namespace, set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,12 +22,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, runtime
 from cellseg.allocator import keep_freed_memory
-from cellseg.arguments import DESCRIPTIONS, EXAMPLES, bracket_lists, explain, find_configs
+from cellseg.arguments import (
+    DESCRIPTIONS,
+    bracket_lists,
+    explain,
+    find_configs,
+    parser_options,
+)
 from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
+from cellseg.data.listing import digest_of
 from cellseg.errors import InputError, OutputError
+from cellseg.failures import explained, written_below
 from cellseg.folds import score_folds
 from cellseg.instances import Decoding
 from cellseg.messages import quieten
@@ -45,8 +49,6 @@ log = logging.getLogger(__name__)
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
-# What a system says of a disk that is full or must not be written to, and of nothing else.
-NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # Our groups of flags, as far as they may take lists.
 GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 
@@ -58,7 +60,7 @@ def run(
     quieten()
     use_granted_cores()
     try:
-        with workers_end():
+        with explained(), workers_end():
             command = Application([*args], model_class or SegmentationTask, [*FENCE, *allow])
         if dist.is_initialized():
             dist.destroy_process_group()  # else its threads may abort a process that ends
@@ -69,28 +71,6 @@ def run(
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning has caught
             return EXIT_CODES["SIGINT"]
         raise
-    except (RuntimeError, OSError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
-        if not _is_of_a_loader(error):
-            raise
-        raise OutputError(
-            "a process that reads images was killed, perhaps for want of memory; fewer of them "
-            "(--data.num_workers) or smaller batches need less; predict goes on where it stopped"
-        ) from error
-    except MisconfigurationException as error:  # by flags that do not go together
-        raise InputError(str(error)) from error
-
-
-def _is_of_a_loader(error: Exception) -> bool:
-    """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
-    fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
-    return fetching or str(error).startswith("DataLoader worker")
-
-
-class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Leaves the lines of the examples as they are."""
 
 
 class Application(LightningCLI):
@@ -107,11 +87,6 @@ class Application(LightningCLI):
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         self.exit_code = 0
         self.choice: Choice | None = None
-        options: dict[str, Any] = {
-            "exit_on_error": False,
-            "formatter_class": HelpFormatter,
-            "allow_abbrev": False,  # a shortened flag is a typo
-        }
         super().__init__(
             model_class,
             NucleiDataModule,
@@ -125,19 +100,7 @@ class Application(LightningCLI):
                 "num_sanity_val_steps": 1,
                 "use_distributed_sampler": False,  # `samplers.Share` divides the images
             },
-            parser_kwargs={
-                **options,
-                "version": __version__,
-                "description": _describe("Find cell nuclei in microscope images.", *EXAMPLES),
-                **{
-                    command: {
-                        **options,
-                        "usage": f"cellseg {command} [--config FILE] [--GROUP.NAME VALUE] ...",
-                        "description": _describe(text, command),
-                    }
-                    for command, text in DESCRIPTIONS.items()
-                },
-            },
+            parser_kwargs=parser_options(),
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -311,32 +274,20 @@ class Application(LightningCLI):
             log.info("Trained to its end already; a higher --trainer.max_epochs goes on")
             tuning.make_up(self.trainer, self.model)
 
-    def before_validate(self) -> None:
-        self.report.about = self._about()
-
-    def before_test(self) -> None:
-        self.report.about = self._about()
-
     def _run_subcommand(self, subcommand: str) -> None:
-        try:
+        with written_below(Path(self.trainer.default_root_dir).absolute()):
             self._carry_out(subcommand)
-        except OSError as error:
-            root = Path(self.trainer.default_root_dir).absolute()
-            place = Path(str(error.filename)).absolute() if error.filename else None
-            below = place is not None and root in (place, *place.parents)
-            if isinstance(error, OutputError) or not (below or error.errno in NOT_WRITTEN):
-                raise
-            raise OutputError(
-                f"{place or root}: cannot be written: {error.strerror}; "
-                "--trainer.default_root_dir names another place"
-            ) from error
 
     def _carry_out(self, subcommand: str) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
         if subcommand == "test" and self.datamodule.preds_dir:
             score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())
-        elif self.choice is not None and self.choice.folds:
-            self.before_test()
+            return
+        if subcommand in ("validate", "test"):
+            assert self.choice is not None
+            decoding = asdict(self.model.decoding)
+            self.report.about = {"model": self.choice.name, **_command(), "decoding": decoding}
+        if self.choice is not None and self.choice.folds:
             score_folds(
                 self.choice.folds,
                 self.trainer,
@@ -347,6 +298,8 @@ class Application(LightningCLI):
             )
         else:
             super()._run_subcommand(subcommand)
+        if subcommand in ("validate", "test"):
+            self.report.write(self.trainer)
 
     def before_predict(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
@@ -361,23 +314,23 @@ class Application(LightningCLI):
         self.datamodule.output_dir = writer.dir
         self.datamodule.agree = writer.processes.agree
         assert self.choice is not None
-        model = hashlib.sha256(self.choice.path.read_bytes()).hexdigest()
-        runtime = self.runtime.choose(self.trainer, self.model)
+        model = digest_of(self.choice.path)
+        computed_by = self.runtime.choose(self.trainer, self.model)
         run = writer.start(
             {
                 **_command(),
                 "model": self.choice.name,
                 "model_sha256": model,
-                "runtime": runtime,
+                "runtime": computed_by,
                 "settings": json.loads(self._config_text(format="json")),
             },
             {
                 "model": model,
                 "version": __version__,
                 "precision": self.trainer.precision,
-                "runtime": runtime,
+                "runtime": computed_by,
                 # Measured again, they make another network of the same weights.
-                **({"ranges": self.model.ranges} if runtime == "int8" else {}),
+                **({"ranges": self.model.ranges} if computed_by == "int8" else {}),
                 **_named("decode", asdict(self.model.decoding)),
                 **_named("data", asdict(self.datamodule.reading)),
             },
@@ -407,11 +360,6 @@ class Application(LightningCLI):
         # Kept predictions would fill the memory.
         return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
 
-    def _about(self) -> dict[str, Any]:
-        assert self.choice is not None
-        decoding = asdict(self.model.decoding)
-        return {"model": self.choice.name, **_command(), "decoding": decoding}
-
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
         return str(parser.dump(config, skip_none=False, format=format))
@@ -423,7 +371,3 @@ def _command() -> dict[str, Any]:
 
 def _named(group: str, values: dict[str, Any]) -> dict[str, Any]:
     return {f"{group}.{name}": value for name, value in values.items()}
-
-
-def _describe(text: str, *commands: str) -> str:
-    return "\n".join([text, "", *(f"  {EXAMPLES[command]}" for command in commands)])

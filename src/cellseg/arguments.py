@@ -6,10 +6,15 @@ import difflib
 import json
 import re
 import shlex
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
+
+from jsonargparse import DefaultHelpFormatter
+
+from cellseg import __version__
 
 EXAMPLES = {
     "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
@@ -23,6 +28,30 @@ DESCRIPTIONS = {
     "test": "Score a model on the test side of its split, or on new annotated images.",
     "predict": "Find the nuclei of every image in a folder, with nuclei-1 or a model of yours.",
 }
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of the examples as they are."""
+
+
+def parser_options() -> dict[str, Any]:
+    """What the parser is made with, and by the name of a subcommand, what its own is."""
+    options: dict[str, Any] = {
+        "exit_on_error": False,
+        "formatter_class": HelpFormatter,
+        "allow_abbrev": False,  # a shortened flag is a typo
+    }
+    own = {
+        command: {
+            **options,
+            "usage": f"cellseg {command} [--config FILE] [--GROUP.NAME VALUE] ...",
+            "description": f"{text}\n\n  {EXAMPLES[command]}",
+        }
+        for command, text in DESCRIPTIONS.items()
+    }
+    examples = "\n".join(f"  {example}" for example in EXAMPLES.values())
+    description = f"Find cell nuclei in microscope images.\n\n{examples}"
+    return {**options, "version": __version__, "description": description, **own}
 
 
 def find_configs(args: Sequence[str]) -> list[str]:

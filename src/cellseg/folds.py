@@ -85,7 +85,6 @@ def score_folds(
             + (f", which is nothing of {source}" if unknown else "")
             + "; for other images or another split name one checkpoint"
         )
-    report.parts = len(folds)
     now = asdict(task.decoding)
     asked = {name: value for name, value in now.items() if f"decode.{name}" in given}
     decodings = {path: replace(stored.decoding, **asked) for path, stored in folds.items()}

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -30,27 +31,14 @@ log = logging.getLogger(__name__)
 
 
 class Report(pl.Callback):
-    """Reports on the images of `validate` or `test`, of all processes together."""
+    """Collects the scored images of one run of `validate` or `test`, or of several, as of folds."""
 
     def __init__(self) -> None:
         self.images: list[Scored] = []
-        self.parts = 1  # runs that make one report, such as the folds of a small set
         self.about: dict[str, Any] = {}  # set by `application`: model, command, decoding
-        self._of_parts: list[tuple[str, float, int]] = []  # data, loss, number of images
+        self._runs: list[tuple[str, float, int]] = []  # data, loss, number of images
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._add(*args, **kwargs)
-
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._add(*args, **kwargs)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, "val")
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._finish(trainer, "test")
-
-    def _add(
+    def on_test_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
@@ -70,20 +58,25 @@ class Report(pl.Callback):
 
         add(self.images, Scored(name, group, modality, outputs["sums"]), picture)
 
-    def _finish(self, trainer: pl.Trainer, stage: str) -> None:
-        data = trainer.datamodule.description  # type: ignore[attr-defined]
+    on_validation_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data, stage = trainer.datamodule, _stage(trainer)  # type: ignore[attr-defined]
         loss = float(trainer.callback_metrics[f"{stage}/loss"])
-        count = len(trainer.datamodule.sides[stage])  # type: ignore[attr-defined]
-        self._of_parts.append((data, loss, count))
-        if len(self._of_parts) < self.parts:
-            return
+        self._runs.append((data.description, loss, len(data.sides[stage])))
+
+    on_validation_end = on_test_end
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write the report on the images of all runs and all processes, and print its table."""
+        stage = _stage(trainer)
         if trainer.world_size > 1:
             shares: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(shares, self.images)
             self.images = [image for share in shares for image in share]
         if trainer.is_global_zero and self.images:
             folder = Path(trainer.default_root_dir)
-            sources, losses, counts = zip(*self._of_parts, strict=True)
+            sources, losses, counts = zip(*self._runs, strict=True)
             loss = float(np.average(losses, weights=counts))
             about = {"stage": stage, "data": "; ".join(sources), **self.about}
             about[f"{stage}/loss"] = loss
@@ -92,6 +85,10 @@ class Report(pl.Callback):
                 for image in worst(self.images):
                     tag = f"{stage}/worst/{image.id}"
                     trainer.logger.experiment.add_image(tag, image.picture, dataformats="HWC")
+
+
+def _stage(trainer: pl.Trainer) -> str:
+    return "val" if trainer.state.fn == TrainerFn.VALIDATING else "test"
 
 
 def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str, Any]) -> None:

@@ -54,7 +54,8 @@ def write_report(
         other: The same images as another method found them, to compare with.
     """
     images = sorted(images, key=lambda image: image.id)
-    values, limits = summary(images), intervals(resample(images))
+    samples = resample(images)
+    values, limits = summary(images), intervals(samples)
     groups = len({image.group for image in images})
     facts = {**about, "images": len(images), "groups": groups}
     stage = about["stage"]
@@ -71,12 +72,8 @@ def write_report(
     text = table(facts, images, values, limits)
     if other is not None:
         other = sorted(other, key=lambda image: image.id)
-        rest = summary(other)
-        change = intervals(
-            {name: a - b for (name, a), b in zip(
-                resample(images).items(), resample(other).values(), strict=True
-            )}
-        )  # fmt: skip
+        rest, others = summary(other), resample(other)
+        change = intervals({name: samples[name] - others[name] for name in samples})
         content["other"] = {f"{stage}/{name}": value for name, value in rest.items()}
         content["difference"] = {
             f"{stage}/{name}": {"value": values[name] - rest[name], "interval": change.get(name)}

@@ -55,20 +55,13 @@ class Runtime(pl.Callback):
         return choose(self.runtime, on_cpu and trainer.precision == "32-true", ranges)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._use(trainer, pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._use(trainer, pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._use(trainer, pl_module)
-
-    def _use(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Only now are the weights of a checkpoint in place. One's own task may have any network.
         chosen = self.choose(trainer, pl_module)
         if isinstance(pl_module.net, UNet):
             cache_dir = trainer.datamodule.cache_dir  # type: ignore[attr-defined]
             pl_module.levels = levels_for(chosen, pl_module, cache_dir)
+
+    on_test_start = on_validation_start = on_predict_start
 
 
 def choose(runtime: Name, single_precision_on_cpu: bool, ranges: object = None) -> str:

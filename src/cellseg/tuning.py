@@ -70,20 +70,20 @@ class Tuning(pl.Callback):
 
     def make_up(self, trainer: pl.Trainer, pl_module: SegmentationTask) -> None:
         """Tune what a run that was stopped after its last step could not."""
-        best = Path(getattr(trainer.checkpoint_callback, "best_model_path", "") or "none")
-        if best.is_file() and "tuned" not in torch.load(best, "cpu", weights_only=True):
+        best = _best_of(trainer)
+        if best and "tuned" not in torch.load(best, "cpu", weights_only=True):
             self._tune(trainer, pl_module)
 
     def _tune(self, trainer: pl.Trainer, pl_module: SegmentationTask) -> None:
-        checkpoints = trainer.checkpoint_callback
-        best = Path(getattr(checkpoints, "best_model_path", "") or "none")
+        best = _best_of(trainer)
         if not trainer.is_global_zero or not self.images:
             return
-        if not best.is_file():
+        if best is None:
+            score = getattr(trainer.checkpoint_callback, "monitor", "score")
             log.warning(
-                "No %s was logged, so there is no best checkpoint, and not tuned: %s",
-                getattr(checkpoints, "monitor", "score"), _flags(pl_module.decoding),
-            )  # fmt: skip
+                f"No {score} was logged, so there is no best checkpoint, and not tuned: "
+                f"{_flags(pl_module.decoding)}"
+            )
             return
         content = torch.load(best, map_location="cpu", weights_only=True)
         content["state_dict"], predictions = self._mixed(trainer, pl_module, content["state_dict"])
@@ -93,14 +93,14 @@ class Tuning(pl.Callback):
                 "No nuclei to validate on: decoding stays at %s", _flags(pl_module.decoding)
             )
             return
-        pl_module.decoding, score = tune(predictions, pl_module.decoding)
+        pl_module.decoding, ap = tune(predictions, pl_module.decoding)
         last = best.with_name("last.ckpt")
         if last.is_file():
             _store(last, torch.load(last, "cpu", weights_only=True), pl_module.decoding)
         _store(best, content, pl_module.decoding)
         log.info(
             "Tuned on %d validation images: %s, mean AP %.3f",
-            len(predictions), _flags(pl_module.decoding), score,
+            len(predictions), _flags(pl_module.decoding), ap,
         )  # fmt: skip
 
     def on_exception(
@@ -155,6 +155,11 @@ class Tuning(pl.Callback):
                 probs = pl_module.probs(item["image"][None].to(pl_module.device))
                 predictions.append((probs.astype(np.float16), item["labels"].numpy()))
         return predictions
+
+
+def _best_of(trainer: pl.Trainer) -> Path | None:
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return Path(best) if best and Path(best).is_file() else None
 
 
 def mix(start: Weights, learnt: Weights, share: float) -> Weights:

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from cellseg.adapt import median_diameter
 from cellseg.cores import cores
-from cellseg.data.cache import default_cache_dir, prepare
+from cellseg.data.advice import advise
+from cellseg.data.annotated import find_annotated
+from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
 from cellseg.data.files import FileDataset, Files, Reading
-from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.groups import dsb2018, origins
 from cellseg.data.listing import Shard, files_to_predict
-from cellseg.data.masks import is_half_annotated
 from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
 from cellseg.data.splits import SIDES, Recipe, Split, choose_split, everything
 from cellseg.data.transforms import Augmentation
@@ -29,11 +29,6 @@ from cellseg.errors import InputError, few
 from cellseg.signals import outlive_signals
 
 log = logging.getLogger(__name__)
-
-# Fewer images than this are better scored by folds than on one test side.
-FEW = 30
-# Below so many images, each is looked at for what people forget when they annotate.
-CHECKED = 200
 
 
 class NucleiDataModule(pl.LightningDataModule):
@@ -176,7 +171,7 @@ class NucleiDataModule(pl.LightningDataModule):
         self.sides: dict[str, list[Annotation]] = {}
         self.description = ""  # of the data in force
         self._origins: dict[str, tuple[str, str]] = {}
-        self._found: dict[Path | None, tuple[str, list[Annotation]]] = {}
+        self._found: dict[str, tuple[str, list[Annotation]]] = {}
         self._crops_before = self._step_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
         self._diameter: float | None = None
@@ -287,34 +282,17 @@ class NucleiDataModule(pl.LightningDataModule):
     def annotated(self) -> tuple[str, list[Annotation]]:
         """Where the annotated images come from, and themselves; looked for once."""
         testing = self.trainer is None or self.trainer.state.fn == TrainerFn.TESTING
-        root = self.test_dir if testing and self.test_dir else self.root
-        if root not in self._found:
-            self._found[root] = self._read(root)
-        return self._found[root]
-
-    def _read(self, root: Path | None) -> tuple[str, list[Annotation]]:
-        if self.synthetic and root is None:
-            from cellseg.data.synthetic import Generated
-
-            return "generated nuclei", [Generated(number) for number in range(self.synthetic)]
-        if self.download:
-            from cellseg.data.download import fetch, is_wanted
-
-            folder = root or self.cache_dir
-            root = fetch(folder) if is_wanted(folder) else folder
-        if root is None:
-            raise InputError(
-                "no data: name annotated images with --data.root PATH, or ask for generated "
-                "ones with --data.synthetic 48"
+        flag = "test_dir" if testing and self.test_dir else "root"
+        if flag not in self._found:
+            self._found[flag] = find_annotated(
+                getattr(self, flag),
+                self.synthetic if flag == "root" else 0,
+                self.download,
+                self.cache_dir,
+                self.channel,
+                f"--data.{flag}",
             )
-        tree = open_tree(root, "--data.test_dir" if root == self.test_dir else "--data.root")
-        samples, missing, orphans = find_samples(tree)
-        if missing:
-            log.warning(f"{len(missing)} images have no mask and are left out: {few(missing)}")
-        if orphans:
-            log.warning(f"{len(orphans)} masks have no image and are left out: {few(orphans)}")
-        found: list[Annotation] = list(prepare(tree, samples, self.cache_dir, self.channel))
-        return str(tree.root), found
+        return self._found[flag]
 
     def _setup_predict(self) -> None:
         if self.predict_dir is None:
@@ -356,7 +334,8 @@ class NucleiDataModule(pl.LightningDataModule):
                     f"{way_out} all images"
                 )
         if stage == "fit":
-            self._advise(annotated)
+            groups = {group for group, _ in self._origins.values()}
+            advise(annotated, groups, self.recipe.folds > 0)
 
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
         digests = {sample.id: sample.digest() for sample in annotated}
@@ -380,23 +359,6 @@ class NucleiDataModule(pl.LightningDataModule):
         """Whether labels are scored, which no model of ours was trained for, on no known split."""
         tests = {name for name, row in dsb2018().items() if row["split"] == "test"}
         return bool(self.preds_dir) and not self.recipe.asked and not tests & set(ids)
-
-    def _advise(self, annotated: Sequence[Annotation]) -> None:
-        """Say what people forget when they have few images."""
-        if len(annotated) < CHECKED:
-            half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
-            if half:
-                log.warning(
-                    f"{len(half)} images look annotated in one part only, which teaches that the "
-                    f"other nuclei are background; cut them to that part: {few(half)}"
-                )
-        folds = min(5, len({group for group, _ in self._origins.values()}))
-        if len(annotated) < FEW and folds >= 3 and not self.recipe.folds:
-            log.info(
-                f"{len(annotated)} images make a test of few: --data.folds {folds} --data.fold 0 "
-                f"to {folds - 1}, one run each below one folder, then test --ckpt_path FOLDER "
-                "score all of them"
-            )
 
     def _crops_taken(self) -> int:
         trainer = self.trainer

@@ -125,16 +125,17 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     for name in tree.names:
         if is_image(name) or name.lower().endswith(OUTLINES):
             folders[PurePosixPath(name).parent].append(name)
-    samples: list[Sample] = []
-    missing: list[str] = []
+    images: list[Sample] = []
     for folder, names in folders.items():
         if folder.name == "masks" and folder.parent / "images" in folders:
             continue
         if folder.name == "images" and any(map(is_image, names)):
             masks = folders.get(folder.parent / "masks", [])
-            samples += _paired(folder.parent, list(filter(is_image, names)), masks, missing)
+            images += _paired(folder.parent, list(filter(is_image, names)), masks)
         else:
-            samples += _flat(names, missing)
+            images += _flat(names)
+    samples = [image for image in images if image.masks]
+    missing = [image.image for image in images if not image.masks]
     if not samples:
         raise InputError(f"{tree.root}: no annotated image found; looked for {LAYOUTS}")
     by_id: dict[str, Sample] = {}
@@ -154,9 +155,8 @@ def _is_mask(name: str) -> bool:
     return path.parent.name == "masks" or path.stem.endswith((*PREDICTED, "_rois"))
 
 
-def _paired(
-    parent: PurePosixPath, images: list[str], masks: list[str], missing: list[str]
-) -> Iterator[Sample]:
+def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Iterator[Sample]:
+    """Images with the masks of the folder beside theirs, perhaps with none."""
     stems = _by_stem(masks)
     own_mask = PurePosixPath(images[0]).stem in stems
     if parent.name and len(images) == 1 and masks and not own_mask:
@@ -168,13 +168,11 @@ def _paired(
         own = stems.get(path.stem, [])
         if len(own) > 1:
             raise InputError(f"{name}: has several masks: {', '.join(own)}")
-        if own:
-            yield Sample(str(parent / path.stem), name, (own[0],), whole=True)
-        else:
-            missing.append(name)
+        yield Sample(str(parent / path.stem), name, tuple(own), whole=True)
 
 
-def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
+def _flat(names: list[str]) -> Iterator[Sample]:
+    """Images with the masks of their own folder, perhaps with none."""
     stems = _by_stem(names)
     images = [
         name
@@ -194,10 +192,7 @@ def _flat(names: list[str], missing: list[str]) -> Iterator[Sample]:
         ]
         if len(own) > 1:
             raise InputError(f"{name}: has several masks: {', '.join(own)}; keep one of them")
-        if own:
-            yield Sample(identity, name, (own[0],), whole=True)
-        else:
-            missing.append(name)
+        yield Sample(identity, name, tuple(own), whole=True)
 
 
 def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:

@@ -67,34 +67,6 @@ def whole_labels(mask: Array) -> Array:
     return _compact(relabel_sequential(mask.copy())[0])
 
 
-def is_half_annotated(image: Array, labels: Array) -> bool:
-    """Whether much of an image looks like its nuclei, and is not annotated.
-
-    That is so where all nuclei lie in a box of less than half of the image, and outside of it
-    more pixels than are annotated lie beyond Otsu's threshold.
-
-    Args:
-        image: (H, W, 3).
-        labels: (H, W).
-    """
-    from skimage.filters import threshold_otsu
-
-    rows, columns = np.nonzero(labels)
-    grey = image.mean(axis=2)
-    finite = np.isfinite(grey)
-    grey = np.where(finite, grey, np.median(grey[finite])) if finite.any() else 0 * labels
-    if len(rows) == 0 or grey.min() == grey.max():
-        return False
-    box = np.zeros(labels.shape, bool)
-    box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
-    if 2 * box.sum() > box.size:
-        return False
-    bright = grey > threshold_otsu(grey)
-    if bright[labels > 0].mean() < 0.5:  # dark nuclei
-        bright = ~bright
-    return bool(bright[~box].sum() > np.count_nonzero(labels))
-
-
 def _compact(labels: Array) -> Array:
     # OpenCV warps uint16 as it is, but neither uint32 nor int64.
     small = labels.max(initial=0) <= np.iinfo(np.uint16).max

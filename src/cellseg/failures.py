@@ -1,0 +1,57 @@
+"""What other libraries raise, made into the errors that are for people."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from cellseg.errors import InputError, OutputError
+
+# What a system says of a disk that is full or must not be written to, and of nothing else.
+NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Explain what people can do something about, and leave all else as it is."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
+        if not _is_of_a_loader(error):
+            raise
+        raise OutputError(
+            "a process that reads images was killed, perhaps for want of memory; fewer of them "
+            "(--data.num_workers) or smaller batches need less; predict goes on where it stopped"
+        ) from error
+    except MisconfigurationException as error:  # by flags that do not go together
+        raise InputError(str(error)) from error
+
+
+def _is_of_a_loader(error: Exception) -> bool:
+    """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
+    fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
+    return fetching or str(error).startswith("DataLoader worker")
+
+
+@contextmanager
+def written_below(root: Path) -> Iterator[None]:
+    """Explain where a run cannot write below its root, which others do in many places."""
+    try:
+        yield
+    except OSError as error:
+        place = Path(str(error.filename)).absolute() if error.filename else None
+        below = place is not None and root in (place, *place.parents)
+        if isinstance(error, OutputError) or not (below or error.errno in NOT_WRITTEN):
+            raise
+        raise OutputError(
+            f"{place or root}: cannot be written: {error.strerror}; "
+            "--trainer.default_root_dir names another place"
+        ) from error
