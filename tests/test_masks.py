@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from cellseg.data.advice import is_half_annotated
 from cellseg.data.cache import load
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.advice import is_half_annotated
 from cellseg.data.masks import read_masks
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError

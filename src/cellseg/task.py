@@ -93,7 +93,7 @@ class SegmentationTask(pl.LightningModule):
         # GPU images are computed together, and decoded elsewhere, see `Batches` and `Lanes`.
         self.levels: Callable[[Tensor], Tensor] | None = None
         self.batches: Callable[[Tensor], Tensor] | None = None
-        self.decode: Callable[[NDArray[Any], Decoding], NDArray[Any]] = decode
+        self.decode_aside: Callable[[NDArray[Any], Decoding], NDArray[Any]] = decode
         # The weights that training started from, for `Tuning`; None where there were none.
         self.start: dict[str, Tensor] | None = None
         if weights:
@@ -158,7 +158,7 @@ class SegmentationTask(pl.LightningModule):
             depth=self.net.depth,
             diameter=self.diameter,
             decoding=self.decoding,
-            decode=self.decode,
+            decode=self.decode_aside,
         )
         return partial(segmenter, batch)
 

@@ -12,8 +12,6 @@ from cellseg.data.recording import Array, Recording
 from cellseg.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi")
-# Written into our TIFFs, so that a later run does not take them for images.
-SOFTWARE = "cellseg"
 
 
 def is_image(name: str) -> bool:

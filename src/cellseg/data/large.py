@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cellseg.data.channels import channels_of, colours_of, three
+from cellseg.data.dataset import to_tensor
 from cellseg.data.images import as_number, planes_of
 from cellseg.data.intensity import limits_of, normalise, sampling_step
 from cellseg.data.recording import COLOURS, Array, Recording, Windows
@@ -76,8 +76,7 @@ class LargeImage:
     def image(self, plane: int, rows: slice, columns: slice) -> Tensor:
         """A window (3, h, w) as the network takes it: normalised by the limits of the whole."""
         pixels = three(self.recorded(plane, rows, columns)[..., self._channels])
-        image = normalise(pixels, self._limits)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return to_tensor(normalise(pixels, self._limits))
 
     def close(self) -> None:
         """Close the file for now."""

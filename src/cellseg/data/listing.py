@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from cellseg.data.images import SOFTWARE, SUFFIXES, is_image
+from cellseg.data.images import SUFFIXES, is_image
 from cellseg.errors import InputError, few
 
 log = logging.getLogger(__name__)
 
 # How the names of results end that are images themselves.
 RESULTS = ("_labels.tif", "_overlay.png", "_probs.tif")
+# How the program's name in our TIFFs and PNGs begins, so that none is taken for an image.
+OWN_TAG = "cellseg"
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def digest_of(path: Path) -> str:
 def is_own_output(path: Path) -> bool:
     """Whether a file was written by `predict`, by its software tag."""
     try:
-        return _software(path).startswith(SOFTWARE)
+        return _software(path).startswith(OWN_TAG)
     except Exception:  # damaged, so not ours: it gets its error row as any other file
         return False
 

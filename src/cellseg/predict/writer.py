@@ -94,7 +94,7 @@ class PredictionWriter(BasePredictionWriter):
         self._lanes = Lanes(images, trainer.strategy.root_device)
         if self._lanes.on_gpu and isinstance(pl_module, SegmentationTask):
             pl_module.batches = Batches(pl_module.batch_probs, self._lanes.count)
-            pl_module.decode = partial(self._lanes.aside, decode)
+            pl_module.decode_aside = partial(self._lanes.aside, decode)
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler waits for the other processes, who may be done.
             for name in EXIT_CODES:
