@@ -14,6 +14,7 @@ import cellseg
 from cellseg.adapt import factor_for, is_bright, median_diameter, rescale, to_grid
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
+from cellseg.predict.segmenter import Segmentation, Segmenter
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,28 @@ def test_nuclei_four_times_as_large_are_found_better_by_their_estimated_diameter
     # Images of fewer than ten nuclei stay as they are.
     assert means["native"] - 0.05 < means[80.0]
     assert means["none"] + 0.1 < means["auto"] <= means[80.0], means
+
+
+def test_the_size_of_nuclei_is_told_by_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors: list[float] = []
+    segment = Segmenter.segment
+
+    def counted(self: Segmenter, image: torch.Tensor, factor: float = 1.0) -> Segmentation:
+        factors.append(factor)
+        return segment(self, image, factor)
+
+    monkeypatch.setattr(Segmenter, "segment", counted)
+    model = cellseg.load("nuclei-1", "torch")
+    image = generate(1, size=160)[0]
+    model.predict(image)
+    assert factors == [1]
+    factors.clear()
+    large = Image.fromarray(image).resize((640, 640), Image.Resampling.BICUBIC)
+    model.predict(np.asarray(large))
+    assert factors in ([1, 1 / 2], [1, 1 / 3])
+    factors.clear()
+    model.predict(np.asarray(large), "none")
+    assert factors == [1]
 
 
 def test_most_inverted_fluorescence_is_known_without_a_flag() -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from cellseg.data.advice import is_half_annotated
-from cellseg.data.cache import load
+from cellseg.data.advice import check_annotations, is_half_annotated
+from cellseg.data.cache import load, prepare
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.masks import read_masks
 from cellseg.data.synthetic import generate
@@ -121,3 +123,31 @@ def test_an_image_with_its_only_nuclei_in_a_corner_is_whole() -> None:
     hot = image.astype(np.float32)
     hot[0, :3, 0] = np.nan, np.inf, -np.inf
     assert not is_half_annotated(hot, labels)
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint8", "float32"])
+def test_a_mask_marked_as_white_where_it_is_0_means_what_is_stored(
+    kind: str, tmp_path: Path
+) -> None:
+    labels = generate(0, size=64)[1]
+    mask = (labels > 0).astype(kind)
+    tifffile.imwrite(tmp_path / "a_masks.tif", mask, photometric="miniswhite")  # as Fiji does
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a.png")
+    tree = open_tree(tmp_path)
+    found = read_masks(tree, find_samples(tree)[0][0], (64, 64))
+    np.testing.assert_array_equal(found > 0, labels > 0)
+
+
+def test_masks_in_black_on_white_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        image, labels = generate(number, size=64)
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        mask = labels == 0 if number == 1 else labels > 0
+        Image.fromarray(np.uint8(mask) * 255).save(tmp_path / f"{number}_masks.png")
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    tree = open_tree(tmp_path)
+    check_annotations(prepare(tree, find_samples(tree)[0], tmp_path / "cache"))
+    assert "1 images have a nucleus that reaches from border to border" in caplog.text
+    assert caplog.text.rstrip().endswith("must not be 0: 1")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ from cellseg.data.synthetic import generate
 from cellseg.predict import formats, pictures, results, writer
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.results import About, write_results
-from conftest import SHARED, cellseg, find_checkpoint
+from conftest import SHARED, SMALL, cellseg, find_checkpoint
 
 Predict = Callable[..., tuple[int, Path]]
 
@@ -423,6 +424,34 @@ def test_fault_30_a_killed_loader_process_is_one_line(trained: Path, tmp_path: P
     assert "cellseg: error: a process that reads images was killed" in said
 
 
+@pytest.mark.parametrize("command", ["predict", "fit"])
+def test_fault_30_full_shared_memory_is_one_line(
+    command: str, nuclei: Path, trained: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "in" / "a.png", size=64)
+    where: dict[str, list[object]] = {
+        "predict": [
+            *("--ckpt_path", find_checkpoint(trained), "--data.predict_dir", tmp_path / "in"),
+            *("--output.dir", tmp_path / "out", "--predict.runtime", "torch"),
+        ],
+        "fit": ["--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL],
+    }
+    args = [*where[command], "--data.num_workers", 1]
+    done = subprocess.run(
+        [sys.executable, "-m", "cellseg", command, *map(str, args)],
+        # Where no file may be larger, a tensor to send cannot be either.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "cellseg: error: a process that reads images was killed" in done.stderr
+    assert "--data.num_workers 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("listens", [True, False])
 def test_fault_30_an_image_of_a_killed_loader_process_cannot_be_fetched(
     predict: Predict,
@@ -592,3 +621,55 @@ def test_one_file_that_fails_in_its_middle_is_an_error_row(
     assert rows["b.png"]["status"] == "ok"
     assert rows["a.png"]["status"] == "error"
     assert rows["a.png"]["message"] == (str(error) or "MemoryError")
+
+
+def test_masks_of_images_are_no_images(
+    predict: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    for name in ("a.png", "b_masks.png", "k/images/k.png", "n/images/1.png", "masks/x.png"):
+        save(source / name)  # no image is beside the second and the last
+    for name in ("a_masks.tif", "a_labels.png", "k/masks/0.png", "k/masks/1.png", "n/labels/1.png"):
+        save(source / name)
+    _, out = predict(source, "--output.formats", "labels")
+    assert sorted(summary(out)) == [
+        "a.png", "b_masks.png", "k/images/k.png", "masks/x.png", "n/images/1.png"
+    ]  # fmt: skip
+    assert "5 left out as results or masks of images beside them: " in capfd.readouterr().err
+
+
+def test_a_folder_goes_before_links_to_it(predict: Predict, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "raw" / "a.png")
+    save(tmp_path / "other" / "b.png")
+    (tmp_path / "in" / "latest").symlink_to("raw")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "other")
+    assert sorted(summary(predict(tmp_path / "in")[1])) == ["more/b.png", "raw/a.png"]
+
+
+def test_a_list_may_have_quotes_and_comments(predict: Predict, tmp_path: Path) -> None:
+    save(tmp_path / "a b.png")
+    save(tmp_path / "c.png")
+    (tmp_path / "list.txt").write_text(f'# mine\n"{tmp_path}/a b.png"\n\nc.png\n')
+    assert sorted(summary(predict(tmp_path / "list.txt")[1])) == ["a b.png", "c.png"]
+
+
+def test_results_of_another_folder_are_told_and_never_taken_for_these(
+    predict: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, folder in enumerate(("one", "two")):
+        pixels = generate(number + 3, size=64)[0]
+        (tmp_path / folder).mkdir()
+        tifffile.imwrite(tmp_path / folder / "i.tif", pixels)  # of one size
+        os.utime(tmp_path / folder / "i.tif", (1e9, 1e9))  # and time
+    for folder in ("one", "two"):
+        capfd.readouterr()
+        assert predict(tmp_path / folder, "--output.formats", "labels")[0] == 0
+        said = capfd.readouterr().err
+        assert ("holds results of images of" in said) == (folder == "two")
+        assert "done already" not in said
+    (tmp_path / "one").rename(tmp_path / "moved")
+    (tmp_path / "two").rename(tmp_path / "here")
+    predict(tmp_path / "here", "--output.formats", "labels")
+    said = capfd.readouterr().err
+    assert "holds results of images of" not in said
+    assert "1 of 1 images are done already" in said

@@ -271,7 +271,8 @@ class Application(LightningCLI):
     def after_fit(self) -> None:
         tuning = self._get(self.config_init, "tuning")
         if not tuning.trained:
-            log.info("Trained to its end already; a higher --trainer.max_epochs goes on")
+            limit = "max_steps" if self.trainer.max_steps > 0 else "max_epochs"
+            log.info("Trained to its end already; a higher --trainer.%s goes on", limit)
             tuning.make_up(self.trainer, self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -286,7 +287,10 @@ class Application(LightningCLI):
         if subcommand in ("validate", "test"):
             assert self.choice is not None
             decoding = asdict(self.model.decoding)
-            self.report.about = {"model": self.choice.name, **_command(), "decoding": decoding}
+            model = {"model": self.choice.name}
+            if not self.choice.folds:
+                model["model_sha256"] = digest_of(self.choice.path)
+            self.report.about = {**model, **_command(), "decoding": decoding}
         if self.choice is not None and self.choice.folds:
             score_folds(
                 self.choice.folds,

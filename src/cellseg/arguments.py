@@ -51,7 +51,13 @@ def parser_options() -> dict[str, Any]:
     }
     examples = "\n".join(f"  {example}" for example in EXAMPLES.values())
     description = f"Find cell nuclei in microscope images.\n\n{examples}"
-    return {**options, "version": __version__, "description": description, **own}
+    return {
+        **options,
+        "prog": "cellseg",
+        "version": __version__,
+        "description": description,
+        **own,
+    }
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -111,6 +117,9 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
         return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
     if no_list := re.search(r"key \"(\S+)\".*: \[list\[.*type: <class 'str", message, re.DOTALL):
         return f"{no_list[1]}: must be a list: [a, b] in a config, a,b on the command line"
+    if no_config := re.search(r"\"config\": File does not exist: '(.+?)'", message):
+        shipped = sorted(path.name for path in _configs().glob("*.yaml"))
+        return f"--config {no_config[1]}: no such file; with cellseg come {', '.join(shipped)}"
     # A path may have spaces; what begins with a dash is not part of it.
     unknown = re.search(
         r"unrecognized arguments: (-\S+|.+?(?= -|$))|not accept option '(\S+)'", message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from cellseg.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class BestAndLast(ModelCheckpoint):
@@ -78,10 +81,15 @@ class BestAndLast(ModelCheckpoint):
                 for progress in (batches.total, batches.current):
                     vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
             self._save_last(trainer)
+            log.warning("Saved %s; the same command with --ckpt_path last goes on", self._last)
+
+    @property
+    def _last(self) -> Path:
+        return Path(self.dirpath or "") / "last.ckpt"
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         if self.dirpath and not getattr(trainer, "fast_dev_run", False):
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            trainer.save_checkpoint(self._last)
 
 
 class Patience(EarlyStopping):

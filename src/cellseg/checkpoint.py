@@ -86,6 +86,11 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     shipped = {path.stem: path for path in SHIPPED.glob("*.safetensors")}
     if model in shipped:
         return shipped[model]
+    if path.is_dir():
+        raise InputError(
+            f"{model}: a folder; for its newest best checkpoint --ckpt_path best "
+            f"--trainer.default_root_dir {model}"
+        )
     raise InputError(f"{model}: no such file; the models in the package are {', '.join(shipped)}")
 
 

@@ -21,7 +21,7 @@ class Choice:
     """The model that a command uses.
 
     Attributes:
-        name: As the user named it.
+        name: As the user named it; of `best` and `last` the path.
         path: Its file.
         stored: What the file says.
         whole: Whether Lightning loads it as a checkpoint; else the task takes its weights.
@@ -68,6 +68,9 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
     folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else {}
     path = next(iter(folds)) if folds else resolve(name, default_root_dir)
     stored = folds[path] if folds else read(path)
+    if name in ("best", "last"):
+        name = str(path)
+        log.info("Model: %s", name)
     for key in FIXED:
         asked, kept = flags.get(key), stored.settings[key]
         if asked is not None and asked != (tuple(kept) if isinstance(asked, tuple) else kept):

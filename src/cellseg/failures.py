@@ -27,8 +27,9 @@ def explained() -> Iterator[None]:
         if not _is_of_a_loader(error):
             raise
         raise OutputError(
-            "a process that reads images was killed, perhaps for want of memory; fewer of them "
-            "(--data.num_workers) or smaller batches need less; predict goes on where it stopped"
+            "a process that reads images was killed, perhaps for want of memory, or of shared "
+            "memory (/dev/shm; --shm-size of a container); fewer of them (--data.num_workers 0) or "
+            "smaller batches need less; predict goes on where it stopped"
         ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error
@@ -38,7 +39,8 @@ def _is_of_a_loader(error: Exception) -> bool:
     """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
     fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
-    return fetching or str(error).startswith("DataLoader worker")
+    # Of the names of files in shared memory.
+    return fetching or str(error).startswith("DataLoader worker") or "/torch_" in str(error)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Of three ways to tell touching nuclei apart this one did best, see `docs/maps.md
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ SIGMA = 5
 
 @dataclass(frozen=True)
 class Decoding:
-    """How probabilities become nuclei.
+    """How probabilities become nuclei; a model has levels of its own, to which it was tuned.
 
     Args:
         threshold: Foreground probability above which a pixel belongs to a nucleus.
@@ -41,13 +42,15 @@ class Decoding:
     flips: bool = False
 
     def __post_init__(self) -> None:
-        probabilities = 0 <= self.threshold <= 1 and 0 <= self.min_confidence <= 1
-        if not (probabilities and -1 <= self.marker <= 1 and self.min_area >= 0):
-            raise ValueError(
-                "--decode.threshold and --decode.min_confidence must lie in 0 to 1, "
-                "--decode.marker in -1 to 1, and --decode.min_area must not be negative, "
-                f"got {self}"
-            )
+        for name, low, high in (
+            ("threshold", 0, 1),
+            ("marker", -1, 1),
+            ("min_area", 0, math.inf),
+            ("min_confidence", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"--decode.{name} {value:g}: must lie in {low} to {high}")
 
     def at(self, scale: float) -> Decoding:
         """On the grid of an image that the network saw enlarged, whose areas are meant."""

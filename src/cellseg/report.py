@@ -85,6 +85,7 @@ class Report(pl.Callback):
                 for image in worst(self.images):
                     tag = f"{stage}/worst/{image.id}"
                     trainer.logger.experiment.add_image(tag, image.picture, dataformats="HWC")
+                trainer.logger.finalize("success")
 
 
 def _stage(trainer: pl.Trainer) -> str:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 
 # With the exit codes that shells have for them.
 EXIT_CODES = {signal.SIGINT.name: 130, signal.SIGTERM.name: 143}
@@ -53,11 +54,14 @@ def workers_end() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def outlive_signals(worker: int = 0) -> None:
-    """Leave them to the main process: all get them, and it still has to save its work.
-
-    Args:
-        worker: Number of this process, which loaders give.
-    """
+def outlive_signals() -> None:
+    """Leave them to the main process: all get them, and it still has to save its work."""
     for name in EXIT_CODES:
         signal.signal(signal.Signals[name], signal.SIG_IGN)
+
+
+def begin_loading(worker: int) -> None:
+    """Prepare a loader process, of this number."""
+    outlive_signals()
+    # What it cannot send, as where shared memory is full, would be waited for for ever.
+    Queue._on_queue_feeder_error = staticmethod(lambda error, item: os._exit(1))  # type: ignore[attr-defined]

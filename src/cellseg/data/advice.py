@@ -1,4 +1,4 @@
-"""What people forget when they have few images, said before they train."""
+"""What people get wrong when they have few images, said before they are used."""
 
 from __future__ import annotations
 
@@ -19,28 +19,42 @@ FEW = 30
 CHECKED = 200
 
 
-def advise(annotated: Sequence[Annotation], groups: Collection[str], folds_asked: bool) -> None:
-    """Name images that look annotated in part, and say how folds are made of a few images.
-
-    Args:
-        annotated: All images.
-        groups: Of which each must be on one side.
-        folds_asked: Whether this training is one of a fold.
-    """
-    if len(annotated) < CHECKED:
-        half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
-        if half:
-            log.warning(
-                f"{len(half)} images look annotated in one part only, which teaches that the "
-                f"other nuclei are background; cut them to that part: {few(half)}"
-            )
-    folds = min(5, len(groups))
-    if len(annotated) < FEW and folds >= 3 and not folds_asked:
-        log.info(
-            f"{len(annotated)} images make a test of few: --data.folds {folds} --data.fold 0 "
-            f"to {folds - 1}, one run each below one folder, then test --ckpt_path FOLDER "
-            "score all of them"
+def check_annotations(annotated: Sequence[Annotation]) -> None:
+    """Name images whose annotation looks like a mistake, unless there are many images."""
+    if len(annotated) >= CHECKED:
+        return
+    half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
+    if half:
+        log.warning(
+            f"{len(half)} images look annotated in one part only, which teaches that the "
+            f"other nuclei are background; cut them to that part: {few(half)}"
         )
+    inverted = [s.id for s in annotated if is_inverted(s.labels())]
+    if inverted:
+        log.warning(
+            f"{len(inverted)} images have a nucleus that reaches from border to border and covers "
+            "more than half, as where a mask shows nuclei in black on white; nuclei must not be 0: "
+            f"{few(inverted)}"
+        )
+
+
+def advise_folds(annotated: Sequence[Annotation], groups: Collection[str]) -> None:
+    """Say how folds are made of a few images, of which those of a group are on one side."""
+    folds = min(5, len(groups))
+    if len(annotated) < FEW and folds >= 3:
+        log.info(
+            f"A test side of {len(annotated)} images says little. To score all of them, train once "
+            f"with each of --data.fold 0 to {folds - 1} of --data.folds {folds}, below one folder; "
+            "then cellseg test --ckpt_path FOLDER"
+        )
+
+
+def is_inverted(labels: Array) -> bool:
+    """Whether one nucleus covers more than half of an image (H, W), on all of its borders."""
+    label = int(np.bincount(labels.ravel()).argmax())
+    borders = labels[0], labels[-1], labels[:, 0], labels[:, -1]
+    covers = 2 * int(np.count_nonzero(labels == label)) > labels.size
+    return label > 0 and covers and all(bool((border == label).any()) for border in borders)
 
 
 def is_half_annotated(image: Array, labels: Array) -> bool:

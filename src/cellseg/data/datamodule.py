@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from cellseg.adapt import median_diameter
 from cellseg.cores import cores
-from cellseg.data.advice import advise
+from cellseg.data.advice import advise_folds, check_annotations
 from cellseg.data.annotated import find_annotated
 from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
@@ -26,7 +26,7 @@ from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
 from cellseg.data.splits import SIDES, Recipe, Split, choose_split, everything
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError, few
-from cellseg.signals import outlive_signals
+from cellseg.signals import begin_loading
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ class NucleiDataModule(pl.LightningDataModule):
         """What all loaders have in common; processes of those that are used again persist."""
         return {
             "num_workers": self.num_workers,
-            "worker_init_fn": outlive_signals,
+            "worker_init_fn": begin_loading,
             "persistent_workers": persistent and self.num_workers > 0,
             "pin_memory": self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
@@ -333,9 +333,9 @@ class NucleiDataModule(pl.LightningDataModule):
                     f"{source}: the {side} side of the split ({split.name}) is empty; "
                     f"{way_out} all images"
                 )
-        if stage == "fit":
-            groups = {group for group, _ in self._origins.values()}
-            advise(annotated, groups, self.recipe.folds > 0)
+        check_annotations(annotated)
+        if stage == "fit" and not self.recipe.folds:
+            advise_folds(annotated, {group for group, _ in self._origins.values()})
 
     def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
         digests = {sample.id: sample.digest() for sample in annotated}

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cellseg.data.images import is_image
-from cellseg.data.listing import digest_of, output_stems, walk
+from cellseg.data.listing import MASKS, PREDICTED, digest_of, output_stems, walk
 from cellseg.data.recording import unreadable
 from cellseg.errors import InputError
 
 LAYOUTS = (
-    "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ with equal names, "
+    "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ or labels/ with equal names, "
     "or images beside their <name>_labels.tif, <name>_masks.*, <name>_rois.zip or <name>.geojson"
 )
 # What annotations end with that are no images.
 OUTLINES = (".zip", ".roi", ".geojson")
-# What names of predicted label images end with: ours, a usual one, Cellpose's.
-PREDICTED = ("_labels", "_cp_masks", "_masks")
 # What `zipfile` and its decompressors raise for damage, encryption and unknown methods.
 DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
 
@@ -127,10 +125,10 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
             folders[PurePosixPath(name).parent].append(name)
     images: list[Sample] = []
     for folder, names in folders.items():
-        if folder.name == "masks" and folder.parent / "images" in folders:
+        if folder.name in MASKS and folder.parent / "images" in folders:
             continue
         if folder.name == "images" and any(map(is_image, names)):
-            masks = folders.get(folder.parent / "masks", [])
+            masks = [mask for name in MASKS for mask in folders.get(folder.parent / name, [])]
             images += _paired(folder.parent, list(filter(is_image, names)), masks)
         else:
             images += _flat(names)
@@ -152,7 +150,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
 
 def _is_mask(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.parent.name == "masks" or path.stem.endswith((*PREDICTED, "_rois"))
+    return path.parent.name in MASKS or path.stem.endswith((*PREDICTED, "_rois"))
 
 
 def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Iterator[Sample]:
@@ -165,7 +163,7 @@ def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Itera
         return
     for name in images:
         path = PurePosixPath(name)
-        own = stems.get(path.stem, [])
+        own = [mask for mark in ("", *PREDICTED) for mask in stems.get(path.stem + mark, [])]
         if len(own) > 1:
             raise InputError(f"{name}: has several masks: {', '.join(own)}")
         yield Sample(str(parent / path.stem), name, tuple(own), whole=True)

@@ -114,6 +114,8 @@ def read_labels(source: Path | bytes, name: str = "") -> Array:
     if (pixels[..., 1:] != pixels[..., :1]).any():
         raise InputError(f"{name}: a mask in colour; save it as a grey or label image")
     labels: Array = pixels[..., 0]
+    if recording.negative:  # Fiji and tifffile say so of masks in which nuclei are not 0
+        labels = -labels if labels.dtype.kind == "f" else ~labels
     if labels.dtype.kind == "f":
         if not (np.isfinite(labels).all() and (labels == labels.round()).all()):
             raise InputError(f"{name}: a mask with fractions; save it as whole numbers")

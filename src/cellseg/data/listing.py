@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from cellseg.data.images import SUFFIXES, is_image
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 # How the names of results end that are images themselves.
 RESULTS = ("_labels.tif", "_overlay.png", "_probs.tif")
+# And the stems of label images: ours, Cellpose's, usual ones.
+PREDICTED = ("_labels", "_cp_masks", "_masks", "_mask")
+# What a folder of masks is called, beside the folder `images`.
+MASKS = ("masks", "labels")
 # How the program's name in our TIFFs and PNGs begins, so that none is taken for an image.
 OWN_TAG = "cellseg"
 
@@ -61,20 +66,26 @@ class Shard:
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Relative POSIX names of all files below a folder, through links, each folder once."""
+    """Relative POSIX names of all files below a folder, each once; links come after all else."""
     seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        images = [name for name in subfolders if is_zarr(name)]  # each a folder of chunks
-        subfolders[:] = sorted(n for n in subfolders if not (n.startswith(".") or is_zarr(n)))
-        # A `Path` for each of 100,000 files takes seconds.
-        above = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
-        for name in images + files:
-            yield above + name
+    tops = [str(root)]
+    while tops:
+        links = []
+        for folder, subfolders, files in chain.from_iterable(map(os.walk, tops)):
+            real = os.path.realpath(folder)
+            if real in seen:
+                subfolders.clear()
+                continue
+            seen.add(real)
+            images = [name for name in subfolders if is_zarr(name)]  # each a folder of chunks
+            subfolders[:] = sorted(n for n in subfolders if not (n.startswith(".") or is_zarr(n)))
+            inner = (os.path.join(folder, name) for name in subfolders)
+            links += [path for path in inner if os.path.islink(path)]  # not walked into
+            # A `Path` for each of 100,000 files takes seconds.
+            above = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
+            for name in images + files:
+                yield above + name
+        tops = links
 
 
 def files_to_predict(
@@ -129,21 +140,32 @@ def files_to_predict(
 
 
 def _without_results(base: Path, names: Sequence[str]) -> list[str]:
-    """Images of a folder without those that are named as results of another one beside them.
+    """Images of a folder without those that are results or masks of others, by their names.
 
     Corrected labels have lost the tag that tells of their origin.
     """
-    known = {stem for name in names for stem in (name, os.path.splitext(name)[0])}
-    results = {
-        name
-        for name in names
-        for ending in RESULTS
-        if name.endswith(ending) and name.removesuffix(ending) in known
-    }
-    foreign = [name for name in sorted(results) if not is_own_output(base / name)]
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    known = {*names, *stems.values()}
+    folders = {name.rpartition("/")[0] for name in names}
+
+    def belongs(name: str) -> bool:
+        ends = [end for end in RESULTS if name.endswith(end)]
+        if any(name.removesuffix(end) in known for end in ends):
+            return True
+        marks = [mark for mark in PREDICTED if stems[name].endswith(mark)]
+        if any(stems[name].removesuffix(mark) in known for mark in marks):
+            return True
+        folder = name.rpartition("/")[0]
+        above, slash, own = folder.rpartition("/")
+        return own in MASKS and f"{above}{slash}images" in folders
+
+    others = {name for name in names if belongs(name)}
+    foreign = [name for name in sorted(others) if not is_own_output(base / name)]
     if foreign:
-        log.info("Left out as results of images beside them: %s", few(foreign))
-    return [name for name in names if name not in results]
+        log.info(
+            f"{len(foreign)} left out as results or masks of images beside them: {few(foreign)}"
+        )
+    return [name for name in names if name not in others]
 
 
 def output_stems(names: Sequence[str]) -> list[str]:
@@ -169,7 +191,8 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
         raise InputError(
             f"--data.predict_dir {source}: neither an image nor a text file with a path a line"
         ) from error
-    paths = [os.path.abspath(source.parent / line.strip()) for line in lines if line.strip()]
+    named = [line.strip().strip("\"'") for line in lines]  # Windows copies paths in quotes
+    paths = [os.path.abspath(source.parent / name) for name in named if name and name[0] != "#"]
     if not paths:
         raise InputError(f"--data.predict_dir {source}: the file names no image")
     base = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))

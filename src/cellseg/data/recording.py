@@ -47,6 +47,7 @@ class Recording:
         pixel_size: Width of a pixel in um; None where the file does not tell, or where pixels are
             not square.
         z_step: Distance of two planes of Z in um; None where the file does not tell.
+        negative: Whether the pixels are the negative of those stored, of which white is 0.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Recording:
     colour: bool
     pixel_size: float | None
     z_step: float | None = None
+    negative: bool = False
 
 
 def arrange(

@@ -74,7 +74,8 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
                 return replace(recording, pixels=windows)
         check_memory(name, series.nbytes)
         pixels, axes, colour = _converted(series.asarray(), series.axes, page)
-        return arrange(name, pixels, axes, colour, *about)
+        recording = arrange(name, pixels, axes, colour, *about)
+        return replace(recording, negative=page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
 
 
 def _opened(file: File | Path) -> Any:

@@ -74,7 +74,9 @@ class Journal:
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
-        self._heading: dict[str, Any] = {}
+        self._bases: set[str] = set()  # folders that the files are from
+        # To be told before the first result: a run in which nothing is done leaves nothing.
+        self._headings: list[dict[str, Any]] = []
         self._lock = Lock()  # images are worked on side by side, see `Lanes`
         self._load(self._names())
 
@@ -84,11 +86,20 @@ class Journal:
         settings = hash_of(plain)
         if settings not in self._values:
             self._values[settings] = plain
-            # Not at once: a run in which nothing is done leaves nothing.
-            self._heading = {"settings": settings, "values": plain}
+            self._headings.append({"settings": settings, "values": plain})
         return settings
 
-    def is_done(self, file: str, stem: str, source: Path | str, settings: str) -> bool:
+    def other_bases(self, base: Path) -> list[str]:
+        """Folders besides this one that files were from, as far as they are still there."""
+        here = os.path.realpath(base)
+        if here not in self._bases:
+            self._bases.add(here)
+            self._headings.append({"base": here})
+        return sorted(other for other in self._bases - {here} if os.path.isdir(other))
+
+    def is_done(
+        self, file: str, stem: str, source: Path | str, settings: str, by_content: bool = False
+    ) -> bool:
         """Whether a file's results are there, whole, and of this input and these settings.
 
         Args:
@@ -96,6 +107,7 @@ class Journal:
             stem: What its results are to be called.
             source: The file itself.
             settings: From `start`.
+            by_content: Do not trust a file to be the same because its size and time are.
         """
         entry = self.entries.get(file)
         if entry is None or (entry.stem, entry.settings) != (stem, settings):
@@ -116,7 +128,8 @@ class Journal:
         except OSError:
             return False
         # A copy has a time of its own, and the same pixels.
-        return mtime == entry.mtime or digest_of(Path(source)) == entry.sha256
+        same_time = mtime == entry.mtime and not by_content
+        return same_time or digest_of(Path(source)) == entry.sha256
 
     def changes(self, file: str, settings: str) -> list[str]:
         """The settings in which an earlier result of a file differs from those of this run."""
@@ -189,9 +202,8 @@ class Journal:
             self._replace(file, {"failed": file, "row": dict(row)}, ())
 
     def _replace(self, file: str, content: Mapping[str, Any], outputs: Collection[str]) -> None:
-        if self._heading:
-            self.store.append_line(self._name, self._heading)
-            self._heading = {}
+        while self._headings:
+            self.store.append_line(self._name, self._headings.pop())
         known = self._digests(file)
         self._tell({**content, "digests_at": self._place_of_digests(file)})
         for name in known.keys() - set(outputs):
@@ -232,6 +244,9 @@ class Journal:
     def _take(self, content: Mapping[str, Any], place: Place) -> None:
         if "values" in content:
             self._values[content["settings"]] = content["values"]
+            return
+        if "base" in content:
+            self._bases.add(content["base"])
             return
         file = _subject(content)
         if "table" in content:

@@ -59,6 +59,8 @@ class Model:
             ValueError: The array has another shape, or a choice is none of those above.
         """
         image = np.asarray(image)
+        if image.dtype.kind not in "buif":
+            raise ValueError(f"an image is of whole or real numbers, got {image.dtype}")
         if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] <= 4)) or 0 in image.shape:
             raise ValueError(f"an image is (H, W) or (H, W, 1 to 4), got {image.shape}")
         is_number = isinstance(diameter, SupportsFloat)

@@ -68,12 +68,19 @@ class Run:
         replaced = [others[stem] for stem in files.values() if stem in others]
         if replaced:
             log.warning("The results of other images are replaced: %s", few(replaced))
+        elsewhere = journal.other_bases(base)
+        if elsewhere:
+            log.warning(
+                f"{self.dir} holds results of images of {few(elsewhere)} too: the tables and the "
+                "report tell of this run alone, and results of equal names are replaced; another "
+                "--output.dir keeps them apart"
+            )
         if overwrite:
             return [*files]
         done = {
             file
             for file, stem in files.items()
-            if journal.is_done(file, stem, f"{base}/{file}", self.key)
+            if journal.is_done(file, stem, f"{base}/{file}", self.key, bool(elsewhere))
         }
         if verify:
             with ThreadPoolExecutor(cores()) as threads:  # decompression runs beside Python
