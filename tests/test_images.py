@@ -78,6 +78,7 @@ LOSSLESS = {
     "PNG, 16-bit grey": (pillow(DEEP[..., 0], "PNG"), thrice(DEEP[..., 0])),
     "PNG, 16-bit RGB": (deep_png(DEEP), DEEP),
     "PNG, 16-bit RGBA": (deep_png(with_alpha(DEEP)), DEEP),
+    "BMP": (pillow(RGB, "BMP"), RGB),
     "TIFF, grey": (pillow(GREY, "TIFF"), thrice(GREY)),
     "TIFF, uncompressed": (pillow(RGB, "TIFF"), RGB),
     "TIFF, big-endian": (tiff(DEEP, byteorder=">", photometric="rgb"), DEEP),

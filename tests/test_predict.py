@@ -629,13 +629,16 @@ def test_masks_of_images_are_no_images(
     source = tmp_path / "in"
     for name in ("a.png", "b_masks.png", "k/images/k.png", "n/images/1.png", "masks/x.png"):
         save(source / name)  # no image is beside the second and the last
+    (source / "slide.NDPI").touch()
     for name in ("a_masks.tif", "a_labels.png", "k/masks/0.png", "k/masks/1.png", "n/labels/1.png"):
         save(source / name)
     _, out = predict(source, "--output.formats", "labels")
     assert sorted(summary(out)) == [
         "a.png", "b_masks.png", "k/images/k.png", "masks/x.png", "n/images/1.png"
     ]  # fmt: skip
-    assert "5 left out as results or masks of images beside them: " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "5 left out as results or masks of images beside them: " in said
+    assert "1 left out, of kinds that are not read: slide.NDPI" in said
 
 
 def test_a_folder_goes_before_links_to_it(predict: Predict, tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ from cellseg.data.readers import decode
 from cellseg.data.recording import Array, Recording
 from cellseg.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi", ".bmp")
+# Of images as well, which we do not read.
+UNREAD = (
+    *(".gif", ".webp", ".jp2", ".heic", ".lif", ".lsm", ".oib", ".oif", ".vsi", ".ims", ".dv"),
+    *(".mrxs", ".ndpi", ".scn", ".stk", ".dcm"),
+)
 
 
 def is_image(name: str) -> bool:

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from cellseg.data.images import SUFFIXES, is_image
+from cellseg.data.images import SUFFIXES, UNREAD, is_image
 from cellseg.errors import InputError, few
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,10 @@ def files_to_predict(
         base, names = source.parent, [source.name]
     elif source.is_dir():
         base = source
-        names = [name for name in walk(source) if is_image(name)]
+        files = [*walk(source)]
+        names = [name for name in files if is_image(name)]
+        if unread := sorted(name for name in files if name.lower().endswith(UNREAD)):
+            log.info(f"{len(unread)} left out, of kinds that are not read: {few(unread)}")
         if output is not None and source.resolve() in output.resolve().parents:
             folders = {name.rpartition("/")[0] for name in names}
             outside = {f for f in folders if not _is_below(source / f, output)}
