@@ -68,18 +68,7 @@ class BestAndLast(ModelCheckpoint):
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         if together and trainer.global_step > 0 and trainer.state.fn == "fit":
-            loop = trainer.fit_loop.epoch_loop
-            batches, seen = loop.batch_progress, loop.val_loop.batch_progress
-            steps = loop.automatic_optimization.optim_progress.optimizer.step.current.completed
-            ahead = batches.current.ready - steps * trainer.accumulate_grad_batches
-            if trainer.validating:
-                # Lightning would leave out images that were scored, or the validation as a whole.
-                for progress in (seen.total, seen.current):  # as within the first image
-                    vars(progress).update(ready=1, started=1, processed=0, completed=0)
-            elif ahead > 0:
-                # Lightning would leave out batches whose gradients no step has used yet.
-                for progress in (batches.total, batches.current):
-                    vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
+            _rewind(trainer)
             self._save_last(trainer)
             log.warning("Saved %s; the same command with --ckpt_path last goes on", self._last)
 
@@ -90,6 +79,22 @@ class BestAndLast(ModelCheckpoint):
     def _save_last(self, trainer: pl.Trainer) -> None:
         if self.dirpath and not getattr(trainer, "fast_dev_run", False):
             trainer.save_checkpoint(self._last)
+
+
+def _rewind(trainer: pl.Trainer) -> None:
+    """Set the counters of a run that is stopped back to where nothing will be left out."""
+    loop = trainer.fit_loop.epoch_loop
+    batches, seen = loop.batch_progress, loop.val_loop.batch_progress
+    steps = loop.automatic_optimization.optim_progress.optimizer.step.current.completed
+    ahead = batches.current.ready - steps * trainer.accumulate_grad_batches
+    if trainer.validating:
+        # Lightning would leave out images that were scored, or the validation as a whole.
+        for progress in (seen.total, seen.current):  # as within the first image
+            vars(progress).update(ready=1, started=1, processed=0, completed=0)
+    elif ahead > 0:
+        # Lightning would leave out batches whose gradients no step has used yet.
+        for progress in (batches.total, batches.current):
+            vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
 
 
 class Patience(EarlyStopping):
