@@ -297,35 +297,28 @@ def test_fit_and_test_without_data_say_so(trained: Path, fails: Fails) -> None:
     assert "--data.root" in fails("test", "--ckpt_path", find_checkpoint(trained))
 
 
-def test_own_classes_come_in_through_a_script(nuclei: Path, tmp_path: Path) -> None:
+def test_own_classes_come_in_through_the_script_of_the_docs(nuclei: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
     script = tmp_path / "mine.py"
-    script.write_text(
-        "import sys\n"
-        "from lightning.pytorch import Callback\n"
-        "from cellseg.cli import main\n"
-        "from cellseg.task import SegmentationTask\n"
-        "class Mine(SegmentationTask):\n"
-        "    '''Mine.'''\n"
-        "    def on_fit_start(self): print('my task')\n"
-        "class Hello(Callback):\n"
-        "    def on_fit_start(self, trainer, pl_module): print('my callback')\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(main(model_class=Mine, allow=['__main__']))\n"
-    )
-    (tmp_path / "c.yaml").write_text("trainer: {callbacks: [{class_path: __main__.Hello}]}")
-    done = subprocess.run(
-        [
-            *(sys.executable, script, "fit", "--config", tmp_path / "c.yaml", *SMALL),
-            *("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run"),
-            *("--trainer.max_steps", "1"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "my task" in done.stdout
-    assert "my callback" in done.stdout
+    script.write_text(page.split("```python\n")[1].split("```")[0])
+
+    def run(command: str, *flags: object) -> str:
+        where = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run")
+        done = subprocess.run(
+            [sys.executable, script, command, *map(str, (*where, *flags))],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    fit = ("fit", *SMALL, "--trainer.callbacks", "__main__.MyCallback")
+    assert "epoch 0: loss " in run(*fit, "--trainer.max_epochs", 1)
+    assert "epoch 1: loss " in run(*fit, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    state = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)["optimizer_states"]
+    assert state[0]["param_groups"][0]["nesterov"]
+    assert "mean AP" in run("test", "--ckpt_path", "best")
 
 
 def test_the_run_keeps_its_config_and_writes_nowhere_else(

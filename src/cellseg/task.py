@@ -198,14 +198,17 @@ class SegmentationTask(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rate and weight decay of this run win over the stored ones."""
-        if self._trainer is not None and self.trainer.training:
-            self.decoding = Decoding(**checkpoint["scored_with"])
-            self.start = checkpoint.get("start")
-        for state in checkpoint.get("optimizer_states", []):
+        if self._trainer is None or not self.trainer.training:
+            return
+        self.decoding = Decoding(**checkpoint["scored_with"])
+        self.start = checkpoint.get("start")
+        for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
-                group["lr"] *= self.lr / group["initial_lr"]
+                # Without a schedule, as one's own optimiser may be, the rate is what it began with.
+                group["lr"] *= self.lr / group.get("initial_lr", group["lr"])
                 group["initial_lr"] = self.lr
-                group["weight_decay"] = self.weight_decay if group["weight_decay"] else 0.0
+                if group.get("weight_decay"):
+                    group["weight_decay"] = self.weight_decay
         for state in checkpoint.get("lr_schedulers", []):
             state["base_lrs"] = [self.lr for _ in state["base_lrs"]]
 
