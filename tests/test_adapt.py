@@ -109,7 +109,7 @@ def test_the_size_of_nuclei_is_told_by_the_first_pass(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Segmenter, "segment", counted)
     model = cellseg.load("nuclei-1", "torch")
-    image = generate(1, size=160)[0]
+    image = generate(3, size=160)[0]
     model.predict(image)
     assert factors == [1]
     factors.clear()
@@ -119,6 +119,18 @@ def test_the_size_of_nuclei_is_told_by_the_first_pass(monkeypatch: pytest.Monkey
     factors.clear()
     model.predict(np.asarray(large), "none")
     assert factors == [1]
+
+
+def test_a_few_large_nuclei_are_told_by_the_first_pass() -> None:
+    labels = np.zeros((400, 400), np.uint16)
+    for number, centre in enumerate([(80, 90), (100, 300), (300, 110), (290, 300)]):
+        labels[disk(centre, 55)] = number + 1
+    speckles = np.random.default_rng(0).random((80, 80)).astype(np.float32)
+    texture = np.asarray(Image.fromarray(speckles).resize((400, 400)))
+    image = np.where(labels > 0, 90 + 120 * texture, 10).astype(np.uint8)
+    model = cellseg.load("nuclei-1", "torch")
+    assert ap50(labels, model.predict(image)) == 1
+    assert ap50(labels, model.predict(image, "none")) < 0.5  # in pieces
 
 
 def test_most_inverted_fluorescence_is_known_without_a_flag() -> None:

@@ -28,8 +28,8 @@ SURE = 0.92
 SHRUNK, ENLARGED = 0.035, 0.01
 # Median diameter in px of the nuclei in the 2018 Data Science Bowl's training images.
 DIAMETER = 19.7
-# Fewer nuclei say little about their size.
-FEWEST = 10
+# Fewer nuclei say little about their size; but of large ones an image has few.
+FEWEST, FEWEST_LARGE = 10, 3
 
 
 def factor_for(diameter: float, trained: float) -> float:
@@ -44,11 +44,11 @@ def factor_for(diameter: float, trained: float) -> float:
     return min(FACTORS, key=lambda factor: abs(math.log(factor * diameter / trained)))
 
 
-def median_diameter(images: Iterable[NDArray[Any]]) -> float | None:
+def median_diameter(images: Iterable[NDArray[Any]], fewest: int = FEWEST) -> float | None:
     """The median equivalent diameter in px of the nuclei in labels (H, W); None for too few."""
     areas = np.concatenate([np.bincount(labels.ravel())[1:] for labels in images])
     areas = areas[areas > 0]
-    return float(equivalent_diameter(np.median(areas))) if len(areas) >= FEWEST else None
+    return float(equivalent_diameter(np.median(areas))) if len(areas) >= fewest else None
 
 
 def rescale(image: Tensor, factor: float) -> Tensor:

@@ -80,8 +80,8 @@ class NucleiDataModule(pl.LightningDataModule):
         invert: Whether to predict on the negative of the images; `auto` does so where a grey image
             is bright and the model is surer of its negative.
         diameter: Of the nuclei in px: images are rescaled where it lies outside the range that the
-            model was trained for. `auto` estimates it for each image of ten nuclei or more, `none`
-            leaves all as they are.
+            model was trained for. `auto` estimates it for each image of three nuclei or more,
+            `none` leaves all as they are.
         pixel_size: Of the images, in um, in place of what their files say. It sets units only.
         include: Shell patterns of the files to predict, as `a,b`; by default all images.
         exclude: Shell patterns of files to leave out, as `a,b`.

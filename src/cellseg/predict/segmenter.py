@@ -14,6 +14,8 @@ from torch import Tensor
 
 from cellseg.adapt import (
     ENLARGED,
+    FEWEST,
+    FEWEST_LARGE,
     MARGIN,
     SHRUNK,
     SURE,
@@ -116,9 +118,10 @@ class Segmenter:
             if negative.confidence > found.confidence + MARGIN:
                 inverted, sample, found = True, 1 - sample, negative
         if size == "auto":
-            diameter = median_diameter([found.labels])
+            diameter = median_diameter([found.labels], FEWEST_LARGE)
             wanted = factor_for(diameter, self.diameter) if diameter else 1.0
-            if wanted < 1 or (wanted > 1 and found.confidence < SURE):
+            worth_it = found.confidence < SURE and found.labels.max() >= FEWEST
+            if wanted < 1 or (wanted > 1 and worth_it):
                 rescaled = self.segment(sample, wanted)
                 # The model is surer of nuclei whose size it knows.
                 tolerance = SHRUNK if wanted < 1 else ENLARGED
