@@ -146,6 +146,31 @@ def test_an_empty_prediction_of_a_black_image_is_one(tmp_path: Path) -> None:
     assert read_report(tmp_path / "out")["test/map"] == 1
 
 
+def test_what_is_scored_is_what_predict_finds(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number in range(2):  # of large nuclei, and in the negative
+        image, labels = generate(number, size=160)
+        large = Image.fromarray(255 - image).resize((480, 480), Image.Resampling.BICUBIC)
+        large.save(root / "images" / f"{number}.png")
+        mask = labels.repeat(3, 0).repeat(3, 1).astype(np.uint16)
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+    preds = ("--data.predict_dir", root / "images", "--output.dir", tmp_path / "preds")
+    assert cellseg("predict", *preds, "--data.num_workers", 0) == 0
+    scores = []
+    for how in (
+        ("--data.preds_dir", tmp_path / "preds"),
+        ("--data.num_workers", 0),
+        ("--data.num_workers", 0, "--data.diameter", "none", "--data.invert", "false"),
+    ):
+        args = ("--data.test_dir", root, "--trainer.default_root_dir", tmp_path / "out")
+        assert cellseg("test", *args, *how) == 0
+        scores.append(read_report(tmp_path / "out")["test/map"])
+    assert scores[0] == scores[1]
+    assert scores[1] > scores[2] + 0.2  # type: ignore[operator]
+
+
 def test_a_model_in_half_precision_is_scored(root: Path, tmp_path: Path) -> None:
     args = ("--data.test_dir", root, "--trainer.default_root_dir", tmp_path)
     assert cellseg("test", *args, "--trainer.precision", "bf16-true", "--data.num_workers", 0) == 0

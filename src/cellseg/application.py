@@ -257,6 +257,8 @@ class Application(LightningCLI):
             self.datamodule.trained_split = self.choice.stored.split
         if self.subcommand != "fit":
             self.model.decoding = self._get(self.config_init, "decode")
+            reading = self.datamodule.reading
+            self.model.seen = reading.invert, reading.diameter
         if self.choice is not None:
             self.model.diameter = self.choice.stored.diameter
             self.model.ranges = self.choice.stored.ranges

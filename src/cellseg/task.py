@@ -78,6 +78,7 @@ class SegmentationTask(pl.LightningModule):
         # Faster on CPUs and on tensor cores; results are the same.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DiceBCELoss(dice_weight, bce_weight)
+        self.depth = depth
         self.border_weight = border_weight
         self.lr = lr
         self.weight_decay = weight_decay
@@ -89,6 +90,8 @@ class SegmentationTask(pl.LightningModule):
         self.decoding = Decoding()
         self.diameter = DIAMETER  # of the nuclei it was trained on
         self.ranges: dict[str, list[float]] | None = None  # for int8, see `nn.int8`
+        # --data.invert and --data.diameter of images to score; set by `application`.
+        self.seen: tuple[bool | str, float | str] = ("auto", "auto")
         # Outside of training another runtime may compute the network, see `runtime`; and on a
         # GPU images are computed together, and decoded elsewhere, see `Batches` and `Lanes`.
         self.levels: Callable[[Tensor], Tensor] | None = None
@@ -143,6 +146,9 @@ class SegmentationTask(pl.LightningModule):
             image was enlarged for the network, the median `diameter` in px that asked for it (None
             where it is not known), and whether the image was `inverted`.
         """
+        return partial(self._segmenter(self.batches or self.batch_probs), batch)
+
+    def _segmenter(self, whole: Callable[[Tensor], Tensor]) -> Segmenter:
         device = self.device.type
         # In another thread, the network computes as precisely as it does in this one.
         precision = partial(
@@ -151,16 +157,15 @@ class SegmentationTask(pl.LightningModule):
             torch.get_autocast_dtype(device),
             torch.is_autocast_enabled(device),
         )
-        segmenter = Segmenter(
+        return Segmenter(
             network=self.batch_probs,
-            whole=self.batches or self.batch_probs,
+            whole=whole,
             precision=precision,
-            depth=self.net.depth,
+            depth=self.depth,
             diameter=self.diameter,
             decoding=self.decoding,
             decode=self.decode_aside,
         )
-        return partial(segmenter, batch)
 
     def probs(self, image: Tensor) -> NDArray[np.float32]:
         """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""
@@ -242,11 +247,22 @@ class SegmentationTask(pl.LightningModule):
         if batch["repeat"].any():  # it belongs to another process, see `samplers.Share`
             return None
         self.eval_loss.update(self.loss(logits, self._target(batch)))
-        probs = logits[0].float().sigmoid()
-        preds = decode(probs.cpu().numpy(), self.decoding)
+        probs = logits.float().sigmoid()
+        if self.trainer.state.fn == "fit":
+            preds = decode(probs[0].cpu().numpy(), self.decoding)
+        else:
+            preds = self._found(batch["image"].float(), probs)
         sums = compare(batch["labels"][0].cpu().numpy(), preds)
         self.eval_scores.update(sums)
-        return {"probs": probs, "preds": preds, "sums": sums}
+        return {"probs": probs[0], "preds": preds, "sums": sums}
+
+    def _found(self, image: Tensor, probs: Tensor) -> NDArray[Any]:
+        """The labels (H, W) that `predict` finds in an image (1, 3, H, W) of known probs."""
+
+        def network(other: Tensor) -> Tensor:
+            return probs if other is image else self.batch_probs(other)
+
+        return self._segmenter(network).find(image, *self.seen)[1].labels
 
     def _log_scores(self, stage: str) -> None:
         # Metrics sum over the processes themselves, also those that had no image.

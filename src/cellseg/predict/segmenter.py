@@ -91,7 +91,7 @@ class Segmenter:
             image = batch["image"] if large is None else large.image(*large.sample)[None]
             middle = len(image) // 2
             sample = image[middle, None]
-            view, found = self._choose_view(sample, batch["invert"], batch["diameter"])
+            view, found = self.find(sample, batch["invert"], batch["diameter"])
             facts = {"scale": view.factor, "diameter": view.diameter, "inverted": view.inverted}
             if large is not None:
                 return {"maps": partial(self._maps, large, view), **facts}  # see `LargeResult`
@@ -102,10 +102,16 @@ class Segmenter:
         labels, probs = zip(*((plane.labels, plane.probs) for plane in planes), strict=True)
         return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
 
-    def _choose_view(
+    def find(
         self, sample: Tensor, invert: bool | str, size: float | str
     ) -> tuple[View, Segmentation]:
-        """How an image is to be seen, decided on one plane (1, 3, H, W), and its nuclei."""
+        """How an image is to be seen, decided on one plane (1, 3, H, W), and its nuclei.
+
+        Args:
+            sample: The plane, normalised.
+            invert: See `--data.invert`.
+            size: See `--data.diameter`.
+        """
         inverted = invert is True
         if inverted:
             sample = 1 - sample
