@@ -80,7 +80,8 @@ def score(checkpoint: Path, root: Path, split: Path) -> str:
     """The cells of the table."""
     report = checkpoint.parents[1] / split.stem
     where = ("--trainer.default_root_dir", str(report), "--data.root", str(root))
-    main(["test", "--ckpt_path", str(checkpoint), *where, "--data.split", str(split)])
+    which = ("--data.split", str(split), "--data.diameter", "none")
+    main(["test", "--ckpt_path", str(checkpoint), *where, *which])
     found = json.loads((report / "metrics.json").read_text())
     return " | ".join(f"{found[name]:.3f}" for name in SCORES)
 
