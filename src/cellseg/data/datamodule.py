@@ -209,7 +209,8 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the place in the stream of crops; Lightning asks for crops before it is there."""
-        self._crops_before, self._step_before = state_dict["crops"], state_dict["step"]
+        self._crops_before = state_dict["crops"]
+        self._step_before = state_dict.get("step", 0)  # earlier checkpoints can still be scored
 
     def train_dataloader(self) -> ResumableLoader:
         samples = self.sides["train"]
