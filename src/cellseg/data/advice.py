@@ -19,11 +19,16 @@ FEW = 30
 CHECKED = 200
 
 
-def check_annotations(annotated: Sequence[Annotation]) -> None:
-    """Name images whose annotation looks like a mistake, unless there are many images."""
+def check_annotations(annotated: Sequence[Annotation], to_train: bool) -> None:
+    """Name images whose annotation looks like a mistake, unless there are many images.
+
+    Args:
+        annotated: All images.
+        to_train: Whether they are to be learned from; scored, they may be annotated in part.
+    """
     if len(annotated) >= CHECKED:
         return
-    half = [s.id for s in annotated if is_half_annotated(s.image(), s.labels())]
+    half = [s.id for s in annotated if to_train and is_half_annotated(s.image(), s.labels())]
     if half:
         log.warning(
             f"{len(half)} images look annotated in one part only, which teaches that the "

@@ -334,7 +334,7 @@ class NucleiDataModule(pl.LightningDataModule):
                     f"{source}: the {side} side of the split ({split.name}) is empty; "
                     f"{way_out} all images"
                 )
-        check_annotations(annotated)
+        check_annotations(annotated, to_train=stage == "fit")
         if stage == "fit" and not self.recipe.folds:
             advise_folds(annotated, {group for group, _ in self._origins.values()})
 
