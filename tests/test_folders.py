@@ -11,9 +11,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellseg.data.cache import prepare
+from cellseg.data.cache import load, prepare
 from cellseg.data.folders import Sample, Tree, find_predictions, find_samples, open_tree
 from cellseg.data.listing import files_to_predict, output_stems, walk
+from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.predict.formats import write_labels
 from cellseg.predict.pictures import write_overlay
@@ -434,7 +435,6 @@ def test_a_tree_has_the_files_of_its_folder_by_relative_name(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["0/1", "0/255", "labels", "16 bit", "empty", "overlapping"])
 def test_fault_24_masks_of_all_kinds_give_the_same_nuclei(kind: str, tmp_path: Path) -> None:
-    from cellseg.data.cache import load
 
     truth = np.zeros((20, 30), np.uint8)
     truth[2:8, 2:9], truth[10:18, 12:25] = 1, 2
@@ -475,3 +475,17 @@ def test_a_prediction_is_never_taken_for_another_image_of_the_name(tmp_path: Pat
     (tmp_path / "b_labels.tif").touch()
     found = find_predictions(tmp_path, ["x/a", "y/a", "z/b"])
     assert found == {"y/a": tmp_path / "y" / "a_labels.tif", "z/b": tmp_path / "b_labels.tif"}
+
+
+@pytest.mark.parametrize("mask", ["masks/a.tif", "masks/a_mask.tif", "labels/a.tif"])
+def test_one_image_beside_its_label_image_is_no_nucleus(mask: str, tmp_path: Path) -> None:
+    image, labels = generate(2, size=64)
+    folder = tmp_path / "plate"
+    for name in ("images/a.png", mask):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / "images" / "a.png")
+    Image.fromarray(labels.astype(np.uint16)).save(folder / mask)
+    tree = open_tree(tmp_path)
+    (sample,), missing, orphans = find_samples(tree)
+    assert (sample.id, missing, orphans) == ("plate/a", [], [])
+    assert load(tree, sample)[1].max() == labels.max() > 1

@@ -156,17 +156,19 @@ def _is_mask(name: str) -> bool:
 def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Iterator[Sample]:
     """Images with the masks of the folder beside theirs, perhaps with none."""
     stems = _by_stem(masks)
-    own_mask = PurePosixPath(images[0]).stem in stems
-    if parent.name and len(images) == 1 and masks and not own_mask:
+    own = {name: _masks_of(PurePosixPath(name).stem, stems) for name in images}
+    if parent.name and len(images) == 1 and masks and not own[images[0]]:
         # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
         yield Sample(parent.name, images[0], tuple(masks), whole=False)
         return
     for name in images:
-        path = PurePosixPath(name)
-        own = [mask for mark in ("", *PREDICTED) for mask in stems.get(path.stem + mark, [])]
-        if len(own) > 1:
-            raise InputError(f"{name}: has several masks: {', '.join(own)}")
-        yield Sample(str(parent / path.stem), name, tuple(own), whole=True)
+        if len(own[name]) > 1:
+            raise InputError(f"{name}: has several masks: {', '.join(own[name])}")
+        yield Sample(str(parent / PurePosixPath(name).stem), name, tuple(own[name]), whole=True)
+
+
+def _masks_of(stem: str, stems: dict[str, list[str]]) -> list[str]:
+    return [mask for mark in ("", *PREDICTED) for mask in stems.get(stem + mark, [])]
 
 
 def _flat(names: list[str]) -> Iterator[Sample]:

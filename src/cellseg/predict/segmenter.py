@@ -94,7 +94,7 @@ class Segmenter:
             view, found = self.find(sample, batch["invert"], batch["diameter"])
             facts = {"scale": view.factor, "diameter": view.diameter, "inverted": view.inverted}
             if large is not None:
-                return {"maps": partial(self._maps, large, view), **facts}  # see `LargeResult`
+                return {"maps": partial(self._maps, large, view), **facts}
             planes = [
                 found if place == middle else self.segment(view.apply(plane[None]), view.factor)
                 for place, plane in enumerate(image)
