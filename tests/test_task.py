@@ -226,17 +226,22 @@ def test_maps_beyond_those_that_there_are_are_refused() -> None:
         small_task(out_channels=3)
 
 
-def test_flips_average_the_network_over_mirror_images() -> None:
+def test_flips_average_the_network_over_all_orientations() -> None:
     task = small_task().eval()
-    image = item()["image"][None]
+    image = item()["image"][None, ..., :24]  # not square
+    logits = []
     with torch.inference_mode():
-        turned = [task.probs(image.flip(dims)) for dims in ((), (2,), (3,), (2, 3))]
-        back = [np.flip(p, axes) for p, axes in zip(turned, ((), 1, 2, (1, 2)), strict=True)]
-        logits = np.mean([np.log(p / (1 - p)) for p in back], axis=0)
+        for transposed in (False, True):
+            for dims in ((), (2,), (3,), (2, 3)):
+                turned = image.flip(dims)
+                turned = turned.transpose(2, 3) if transposed else turned
+                probs = torch.from_numpy(task.probs(turned.contiguous()))[None]
+                probs = probs.transpose(2, 3) if transposed else probs
+                logits.append(probs.flip(dims)[0].logit().numpy())
         task.decoding = Decoding(flips=True)
         found = task.probs(image)
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-4)
-    assert not np.allclose(found, back[0], rtol=1e-3)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.mean(logits, axis=0))), rtol=1e-4)
+    assert not np.allclose(found, 1 / (1 + np.exp(-logits[0])), rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -30,8 +30,8 @@ class Decoding:
         min_area: Smaller nuclei are dropped, in px of what the network sees.
         min_confidence: Nuclei whose mean foreground probability is lower are dropped.
         exclude_border: Drop nuclei that touch the border of the image.
-        flips: Average the network's output over the image and its three mirror images: four
-            times as slow, and a little better.
+        flips: Average the network's output over the image turned and mirrored in all eight ways:
+            eight times as slow, and a little better.
     """
 
     threshold: float = 0.5

@@ -230,12 +230,17 @@ class SegmentationTask(pl.LightningModule):
     def _whole_image_logits(self, image: Tensor) -> Tensor:
         """Logits as `forward` gives them, but of background where an image has no contrast."""
         blank = image.amax((1, 2, 3)) == image.amin((1, 2, 3))
-        logits: Tensor = self(image)
-        if self.decoding.flips:
-            for dims in ((2,), (3,), (2, 3)):
-                logits = logits + self(image.flip(dims)).flip(dims)
-            logits = logits / 4
+        logits: Tensor = self._over_orientations(image) if self.decoding.flips else self(image)
         return logits.masked_fill(blank[:, None, None, None], -10.0)
+
+    def _over_orientations(self, image: Tensor) -> Tensor:
+        """Mean logits over the quarter turns of the images and of their mirror images."""
+        logits = []
+        for turns in range(4):
+            turned = image.rot90(turns, (2, 3))
+            logits += [self(turned).rot90(-turns, (2, 3))]
+            logits += [self(turned.flip(3)).flip(3).rot90(-turns, (2, 3))]
+        return torch.stack(logits).mean(0)
 
     def _target(self, batch: dict[str, Any]) -> Tensor:
         maps: Tensor = batch["maps"][:, : self.net.head.out_channels]
