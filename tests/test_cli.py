@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -107,11 +108,24 @@ def test_every_flag_of_ours_has_a_help_text(capsys: pytest.CaptureFixture[str]) 
             main([name, "--help"])
         text = " ".join(capsys.readouterr().out.split())
         flags = [word for word in text.split() if word.startswith(("--data.", "--model."))]
-        assert len(flags) > 20
+        assert len(flags) > (10 if name == "predict" else 20)
         for flag in flags:
             after = text.split(f" {flag} ", 1)[1].split(" (type:")[0]
             assert len(after.split()) > 3, flag
     assert Application.subcommands().keys() == EXAMPLES.keys()
+
+
+def test_help_of_predict_is_of_predict(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["predict", "--help"])
+    text = capsys.readouterr().out
+    shown = set(re.findall(r"^  (--[\w.]+)", text, re.MULTILINE))
+    assert shown >= {"--ckpt_path", "--data.predict_dir", "--output.formats", "--trainer.devices"}
+    assert not shown & {"--model.lr", "--data.root", "--trainer.max_epochs", "--model", "--data"}
+    assert "by default nuclei-1" in " ".join(text.split())
+    # A config of a training has them all the same.
+    hidden = printed_config(capsys, "predict", "--data.crop_size", 64, "--trainer.max_epochs", 3)
+    assert (hidden["data"]["crop_size"], hidden["trainer"]["max_epochs"]) == (64, 3)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
@@ -490,7 +504,7 @@ class TestSplitOfTheCheckpoint:
                 copy = tmp_path / folder / f"copy{number}.png"
                 (tmp_path / folder / "n00.png").rename(copy)
         monkeypatch.setattr(
-            pl.Trainer, "fit", lambda self, datamodule, **_: datamodule.setup("fit")
+            pl.Trainer, "fit", lambda self, datamodule, ckpt_path=None, **_: datamodule.setup("fit")
         )
         text = self.data_line(capfd, "fit", "--data.root", tmp_path)
         assert "2 images to evaluate on were trained on, or are copies of such" in text
@@ -499,7 +513,7 @@ class TestSplitOfTheCheckpoint:
 def test_fit_says_what_it_does_without(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pl.Trainer, "fit", lambda *args, **kwargs: None)
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *args, ckpt_path=None, **kwargs: None)
     assert cellseg("fit", "--data.synthetic", 6, "--data.test_dir", tmp_path) == 0
     assert "--data.test_dir and --data.preds_dir are for test" in capfd.readouterr().err
 

@@ -23,7 +23,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from cellseg import __version__, runtime
 from cellseg.allocator import keep_freed_memory
 from cellseg.arguments import (
+    CKPT_PATH,
     DESCRIPTIONS,
+    PredictHelpFormatter,
     bracket_lists,
     explain,
     find_configs,
@@ -118,6 +120,7 @@ class Application(LightningCLI):
             subparser = self._prepare_subcommand_parser(Trainer, name, **kwargs[name])
             self._subcommand_parsers[name] = subparser
             commands.add_subcommand(name, subparser, help=text)
+        self._parser("predict").formatter_class = PredictHelpFormatter
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The groups in the order in which people look for them."""
@@ -132,6 +135,9 @@ class Application(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         # A logger litters its folder on each predict.
         parser.set_defaults({"trainer.logger": subcommand != "predict"})
+        ckpt_path = parser._option_string_actions["--ckpt_path"]
+        ckpt_path.help = CKPT_PATH[subcommand]
+        ckpt_path.container.title = "The model"  # type: ignore[attr-defined]
         if subcommand == "fit":
             parser.add_lightning_class_args(BestAndLast, "checkpoint")
             parser.add_lightning_class_args(Patience, "early_stopping")

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import shlex
-from argparse import RawDescriptionHelpFormatter
+from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -29,9 +29,35 @@ DESCRIPTIONS = {
     "predict": "Find the nuclei of every image in a folder, with nuclei-1 or a model of yours.",
 }
 
+# Lightning's own texts are of its methods.
+CKPT_PATH = {
+    "fit": "Checkpoint to go on from: a file, or `last`, the newest one below "
+    "--trainer.default_root_dir.",
+    "validate": "The model: a file, `nuclei-1`, or `best` or `last` of the runs below "
+    "--trainer.default_root_dir; by default nuclei-1.",
+}
+CKPT_PATH["predict"] = CKPT_PATH["validate"]
+CKPT_PATH["test"] = CKPT_PATH["validate"] + " A folder is of the runs of all folds."
+# By group, what `predict` uses of the flags that it shares with `fit`.
+PREDICT = {
+    "data": "predict_dir channel plane invert diameter pixel_size include exclude shard "
+    "percentiles num_workers",
+    "model": "",
+    "trainer": "accelerator devices strategy num_nodes precision enable_progress_bar",
+}
+
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Leaves the lines of the examples as they are."""
+
+
+class PredictHelpFormatter(HelpFormatter):
+    """Shows what `predict` uses: it takes the configs of trainings too, so it knows all flags."""
+
+    def add_argument(self, action: Action) -> None:
+        group, _, name = action.dest.partition(".")
+        if group not in PREDICT or name in PREDICT[group].split():
+            super().add_argument(action)
 
 
 def parser_options() -> dict[str, Any]:
@@ -49,6 +75,7 @@ def parser_options() -> dict[str, Any]:
         }
         for command, text in DESCRIPTIONS.items()
     }
+    own["predict"]["epilog"] = "The config of a training will do as well."
     examples = "\n".join(f"  {example}" for example in EXAMPLES.values())
     description = f"Find cell nuclei in microscope images.\n\n{examples}"
     return {
