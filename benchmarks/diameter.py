@@ -24,7 +24,7 @@ from cellseg.data.groups import dsb2018
 
 FACTORS = (1 / 2, 1, 2, 3)
 LARGEST = 400  # px of an image's side, before it is rescaled
-FEWEST = 12  # nuclei; where it finds less than ten, `auto` does nothing
+FEWEST = 12  # nuclei; `auto` asks for ten that it finds, unless they are large
 
 
 def run(root: Path, out: Path, side: str) -> None:
