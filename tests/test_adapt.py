@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.draw import disk
@@ -13,6 +14,7 @@ from skimage.draw import disk
 import cellseg
 from cellseg.adapt import factor_for, is_bright, median_diameter, rescale, to_grid
 from cellseg.data.synthetic import generate
+from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
 from cellseg.predict.segmenter import Segmentation, Segmenter
 
@@ -94,7 +96,7 @@ def test_nuclei_four_times_as_large_are_found_better_by_their_estimated_diameter
             found[way].append(ap50(target, model.predict(np.asarray(large), way)))  # type: ignore[arg-type]
         found["native"].append(ap50(labels, model.predict(image)))
     means = {way: float(np.mean(values)) for way, values in found.items()}
-    # Images of fewer than ten nuclei stay as they are.
+    # Images of fewer than three nuclei stay as they are.
     assert means["native"] - 0.05 < means[80.0]
     assert means["none"] + 0.1 < means["auto"] <= means[80.0], means
 
@@ -141,3 +143,88 @@ def test_most_inverted_fluorescence_is_known_without_a_flag() -> None:
         found = model.predict(negative, "none")
         right += (found == model.predict(negative, "none", invert=True)).all()
     assert right >= 6
+
+
+SIDE = 320
+
+
+def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) -> Segmenter:
+    """Finds so many nuclei of a diameter in images of `SIDE`, and is as sure of them as it is told.
+
+    Args:
+        diameter: In px of the image as it is.
+        count: How many.
+        sure: Probabilities, by the factor of the image and whether it is dark.
+    """
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        factor, dark = image.shape[-1] / SIDE, bool(image.mean() < 0.5)
+        step = diameter * 5 // 4
+        probs = torch.zeros(1, 1, SIDE, SIDE)
+        for number in range(count):
+            row, column = divmod(number, SIDE // step)
+            centre = (step * row + step // 2, step * column + step // 2)
+            probs[0, 0][disk(centre, diameter / 2)] = 1
+        known = {round(f, 1): value for (f, is_dark), value in sure.items() if is_dark is dark}
+        return F.interpolate(probs, image.shape[-2:]) * known[round(factor, 1)]
+
+    return Segmenter(
+        network=network,
+        whole=network,
+        precision=lambda: torch.autocast("cpu", enabled=False),
+        depth=1,
+        diameter=20.0,
+        decoding=Decoding(),
+        decode=decode,
+    )
+
+
+@pytest.mark.parametrize(
+    ("diameter", "count", "as_it_is", "rescaled", "factor"),
+    [
+        (8, 10, 0.85, 0.90, 3),
+        (8, 10, 0.85, 0.845, 3),  # hardly less sure
+        (8, 10, 0.85, 0.82, 1),
+        (8, 10, 0.93, 0.99, 1),  # sure enough as it is
+        (8, 9, 0.85, 0.90, 1),  # too few to tell
+        (60, 3, 0.95, 0.99, 1 / 3),
+        (60, 3, 0.95, 0.96, 1 / 3),  # a little less sure, as of smaller nuclei
+        (60, 3, 0.95, 0.90, 1),
+        (60, 2, 0.95, 0.99, 1),
+        (20, 20, 0.70, 0.99, 1),  # of the size that it knows
+    ],
+)
+def test_auto_rescales_where_the_model_is_not_less_sure_then(
+    diameter: int, count: int, as_it_is: float, rescaled: float, factor: float
+) -> None:
+    other = 3 if diameter < 20 else 1 / 3
+    model = segmenter(diameter, count, {(1, True): as_it_is, (other, True): rescaled})
+    view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
+    assert view.factor == factor
+    assert found.labels.shape == (SIDE, SIDE)
+    assert found.labels.max() == count
+    assert view.diameter == pytest.approx(diameter, rel=0.1) or count < 3
+
+
+@pytest.mark.parametrize(
+    ("invert", "bright", "dark", "inverted"),
+    [
+        ("auto", 0.8, 0.9, True),
+        ("auto", 0.9, 0.9, False),  # not surer of the negative
+        ("auto", 0.9, 0.8, False),
+        (True, 0.9, 0.8, True),
+        (False, 0.8, 0.9, False),
+    ],
+)
+def test_auto_inverts_where_the_model_is_surer_of_the_negative(
+    invert: bool | str, bright: float, dark: float, inverted: bool
+) -> None:
+    model = segmenter(20, 12, {(1, False): bright, (1, True): dark})
+    view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.9), invert, "none")
+    assert view.inverted is inverted
+    assert found.confidence == pytest.approx(dark if inverted else bright)
+
+
+def test_a_dark_image_is_not_tried_as_its_negative() -> None:
+    model = segmenter(20, 12, {(1, True): 0.5})  # a bright one would be a key that there is not
+    assert not model.find(torch.full((1, 3, SIDE, SIDE), 0.1), "auto", "none")[0].inverted

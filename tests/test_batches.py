@@ -55,7 +55,7 @@ def test_images_of_one_shape_that_wait_are_computed_together_and_come_back_to_th
     None
 ):
     gather = Batches(Compute(), most=4)
-    images = [image(0, 8), *(image(number, 8) for number in range(1, 5)), image(5, 6), image(6, 6)]
+    images = [image(number, side) for number, side in enumerate([8, 8, 6, 8, 6, 8, 8])]
     for result, given in zip(bring(gather, images), images, strict=True):
         assert torch.equal(result, given.sum(dim=1))
     # The first one alone, then all of its shape, then the others; blanks fill each batch.

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,8 +20,9 @@ from PIL import Image
 
 from cellseg import __version__
 from cellseg.arguments import EXAMPLES, bracket_lists
-from cellseg.cli import main
+from cellseg.cli import carry_out, main
 from cellseg.data.datamodule import NucleiDataModule
+from cellseg.errors import InputError, OutputError
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -70,7 +73,7 @@ def test_ctrl_c_during_the_imports_ends_at_once() -> None:
     code = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
-from cellseg.cli import main
+from cellseg.cli import carry_out, main
 
 class CtrlC(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -531,3 +534,43 @@ def test_start_of_the_version_is_quick() -> None:
     start = time.monotonic()
     run_process("--version")
     assert time.monotonic() - start < 2
+
+
+def _deaf(started: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    started.set()
+    time.sleep(600)
+
+
+def test_a_command_that_is_interrupted_ends_the_processes_that_it_began() -> None:
+    context = multiprocessing.get_context("fork")
+    begun = []
+
+    def work() -> int:
+        started = context.Event()
+        begun.append(context.Process(target=_deaf, args=(started,), daemon=True))
+        begun[0].start()
+        assert started.wait(60)
+        raise KeyboardInterrupt
+
+    assert carry_out(work) == 130
+    assert not begun[0].is_alive()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OutputError("/scratch/torch_run/a.tif: no space left"), 1, "torch_run/a.tif: no space"),
+        (InputError("/torch_1_2: no such file"), 2, "/torch_1_2: no such file"),
+        (RuntimeError("unable to open </torch_12_345_0> in read-write mode"), 1, "was killed"),
+    ],
+)
+def test_errors_for_people_are_told_as_they_are(
+    error: Exception, code: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> int:
+        raise error
+
+    assert carry_out(work) == code
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("cellseg: error: ") and said in line

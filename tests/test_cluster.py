@@ -21,7 +21,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellseg.data.listing import Shard
+from cellseg.data.shards import Shard
 from cellseg.data.synthetic import generate
 from cellseg.predict.journal import Journal
 from conftest import cellseg, run_process

@@ -449,3 +449,14 @@ def test_fault_12_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
         peaks.append(peak)
     # A peak varies by some 100 MB; the maps and labels alone would be 480 MB more.
     assert peaks[1] - peaks[0] < 240 * 2**20
+
+
+def test_a_negative_is_inverted_in_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    negative = 255 - generate(0, size=320, look="fluorescence")[0]
+    whole, as_it_is = (package.load().predict(negative, "none", way) for way in (True, False))
+    monkeypatch.setattr(model, "LARGE", 64 * 64)
+    monkeypatch.setattr(tiles, "TILE", 128)
+    tiled = package.load().predict(negative, "none", True)
+    assert whole.max() > 10
+    assert tiled.max() == pytest.approx(whole.max(), rel=0.05)
+    assert ((tiled > 0) != (whole > 0)).mean() < 0.01 < ((as_it_is > 0) != (whole > 0)).mean()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -151,3 +152,17 @@ def test_masks_in_black_on_white_are_told(
     check_annotations(prepare(tree, find_samples(tree)[0], tmp_path / "cache"), to_train=False)
     assert "1 images have a nucleus that reaches from border to border" in caplog.text
     assert caplog.text.rstrip().endswith("must not be 0: 1")
+
+
+def test_a_nucleus_outlined_in_two_parts_is_one(tmp_path: Path) -> None:
+    def square(left: int) -> list[list[list[int]]]:
+        return [[[left, 5], [left + 8, 5], [left + 8, 15], [left, 15], [left, 5]]]
+
+    shape = {"type": "MultiPolygon", "coordinates": [square(5), square(20)]}
+    feature = {"type": "Feature", "geometry": shape, "properties": {}}
+    features = {"type": "FeatureCollection", "features": [feature]}
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "a.png")
+    tree = open_tree(tmp_path)
+    labels = read_masks(tree, find_samples(tree)[0][0], (40, 40))
+    assert np.bincount(labels.ravel()).tolist() == [40 * 40 - 160, 160]

@@ -150,3 +150,13 @@ def test_an_ome_zarr_is_trained_on(tmp_path: Path) -> None:
     group["0"][:] = 0
     after = [s.folder for s in prepare(tree, find_samples(tree)[0], tmp_path / "cache")]
     assert (after[0], after[1] != before[1]) == (before[0], True)
+
+
+def test_a_scale_of_all_levels_is_one_more_factor(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", "0.4")
+    group = zarr.open_group(path, mode="r+")
+    (scales,) = group.attrs["multiscales"]  # type: ignore[misc]
+    more = {"type": "scale", "scale": [1, 1, 3, 0.5, 0.5]}
+    group.attrs["multiscales"] = [{**scales, "coordinateTransformations": [more]}]  # type: ignore[dict-item]
+    recording = read_recording(path, path.name)
+    assert (recording.pixel_size, recording.z_step) == (0.125, 6)

@@ -18,6 +18,7 @@ from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
 from cellseg.scored import Scored, intervals, resample, summary
+from cellseg.task import SegmentationTask
 from conftest import SMALL, cellseg, find_checkpoint, write_nuclei
 
 Fails = Callable[..., str]
@@ -288,7 +289,11 @@ def test_a_test_folder_of_ones_own_is_scored_whole(
 
 
 def test_folds_of_a_small_set_make_one_report(
-    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], fails: Fails
+    root: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    fails: Fails,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for fold in range(3):
         run = ("--trainer.default_root_dir", tmp_path / "folds" / str(fold))
@@ -313,13 +318,23 @@ def test_folds_of_a_small_set_make_one_report(
     assert cellseg("test", *folds, *out, *levels) == 0
     with (tmp_path / "out" / "metrics.csv").open() as lines:
         assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
-    # Also where they are those of the first fold.
+    # Also where they are those of the first fold. The size of the nuclei is of each.
+    diameters: list[float] = []
+    end = SegmentationTask.on_test_epoch_end
+
+    def watch(task: SegmentationTask) -> None:
+        diameters.append(task.diameter)
+        end(task)
+
+    monkeypatch.setattr(SegmentationTask, "on_test_epoch_end", watch)
     for fold in range(3):
         path = find_checkpoint(tmp_path / "folds" / str(fold), "best")
         stored = torch.load(path, weights_only=True)
         stored["decoding"].update(threshold=0.0 if fold == 0 else 0.9, marker=-1.0, min_area=0)
+        stored["NucleiDataModule"]["diameter"] = 20.0 + fold
         torch.save(stored, path)
     assert cellseg("test", *folds, *out, *levels) == 0
+    assert diameters == [20, 21, 22]
     with (tmp_path / "out" / "metrics.csv").open() as lines:
         assert [row["predicted"] for row in csv.DictReader(lines)] == ["1"] * 8
     assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)

@@ -17,6 +17,7 @@ import roifile
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops
 
 from cellseg.data.images import read_labels, read_recording
@@ -778,3 +779,15 @@ def test_nuclei_at_the_border_are_left_out_on_demand(predict: Run, tmp_path: Pat
     labels = tifffile.imread(tmp_path / "out" / "a_labels.tif")
     labels[1:-1, 1:-1] = 0
     assert not labels.any()
+
+
+def test_an_image_that_the_model_is_unsure_of_is_marked(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "nuclei.png", size=128)
+    noise = gaussian_filter(np.random.default_rng(0).random((128, 128)), 4)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    Image.fromarray((255 * noise).astype(np.uint8)).save(tmp_path / "in" / "noise.png")
+    assert predict("--decode.min_confidence", 0, "--decode.marker", 0.3) == 0
+    odd, nuclei = table(tmp_path / "out" / "summary.csv")
+    assert float(odd["confidence"]) < 0.8 < 0.9 < float(nuclei["confidence"])
+    assert odd["unusual"].startswith("confidence below")
+    assert not nuclei["unusual"]

@@ -28,7 +28,7 @@ from cellseg.nn.int8 import measure, quantised
 from cellseg.nn.unet import UNet
 from cellseg.quantise import main as quantise
 from cellseg.release import release
-from cellseg.runtime import choose, compile_levels
+from cellseg.runtime import choose, compile_network
 from conftest import cellseg, find_checkpoint, write_nuclei
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -54,24 +54,24 @@ def network() -> UNet:
 
 def test_openvino_computes_what_torch_does(tmp_path: Path) -> None:
     net = network()
-    levels = compile_levels(net, tmp_path)
+    backend = compile_network(net, tmp_path)
     for shape in ((1, 3, 32, 48), (1, 3, 17, 33), (2, 3, 1, 5)):
         image = torch.rand(shape).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
-            torch.testing.assert_close(net(image, levels), net(image), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(net(image, backend), net(image), rtol=1e-4, atol=1e-5)
 
 
 def test_a_converted_network_is_kept_and_belongs_to_its_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, image = network(), torch.rand(1, 3, 8, 8)
-    before = compile_levels(net, tmp_path)(image)
+    before = compile_network(net, tmp_path)(image)
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "_convert", lambda net, folder: pytest.fail("converted again"))
-        torch.testing.assert_close(compile_levels(net, tmp_path)(image), before)
+        torch.testing.assert_close(compile_network(net, tmp_path)(image), before)
     with torch.no_grad():
         net.head.bias += 1
-    torch.testing.assert_close(compile_levels(net, tmp_path)(image), before + 1)
+    torch.testing.assert_close(compile_network(net, tmp_path)(image), before + 1)
     # Others who share the cache can read it.
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "openvino").iterdir()}
     assert modes == {0o777 & ~mask_of_process()}
@@ -80,8 +80,8 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(
 def test_a_network_that_cannot_be_kept_is_converted_for_the_moment(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     net, image = network(), torch.rand(1, 3, 8, 8)
-    expected = compile_levels(net, tmp_path / "cache")(image)
-    torch.testing.assert_close(compile_levels(net, tmp_path / "file")(image), expected)
+    expected = compile_network(net, tmp_path / "cache")(image)
+    torch.testing.assert_close(compile_network(net, tmp_path / "file")(image), expected)
 
 
 def test_the_command_finds_the_same_nuclei_with_both(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_int8_computes_nearly_what_torch_does(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     images = torch.rand(4, 3, 64, 64)
     rounded = quantised(net, measure(net, images.split(1)))
-    levels = compile_levels(rounded, tmp_path)
+    backend = compile_network(rounded, tmp_path)
     for image in (images[:1], torch.rand(1, 3, 33, 70)):
         with torch.inference_mode():
             expected, simulated = net(image), rounded(image)
-            actual = net(image, levels)
+            actual = net(image, backend)
         assert 0 < (actual - expected).abs().mean() < 0.05 * expected.std()
         assert (actual - simulated).abs().mean() < 0.05 * expected.std()
     torch.testing.assert_close(net.state_dict(), before)
@@ -136,7 +136,7 @@ def test_int8_computes_every_convolution_with_whole_numbers(tmp_path: Path) -> N
     import openvino
 
     net = network()
-    compile_levels(quantised(net, measure(net, [torch.rand(2, 3, 64, 64)])), tmp_path)
+    compile_network(quantised(net, measure(net, [torch.rand(2, 3, 64, 64)])), tmp_path)
     (path,) = tmp_path.rglob("net.xml")
     graph = openvino.Core().compile_model(path, "CPU").get_runtime_model()
     found = [op.get_rt_info() for op in graph.get_ops()]
@@ -289,8 +289,8 @@ class Refused(socket.socket):
 socket.socket = Refused
 from cellseg.nn.int8 import measure, quantised
 from cellseg.nn.unet import UNet
-from cellseg.runtime import compile_levels
-compile_levels(UNet(base_channels=2, depth=1).eval(), Path(sys.argv[1]))
+from cellseg.runtime import compile_network
+compile_network(UNet(base_channels=2, depth=1).eval(), Path(sys.argv[1]))
 assert sys.modules["openvino_telemetry"] is None
 """
     done = subprocess.run(
@@ -306,11 +306,11 @@ import gc, os, signal, threading
 from pathlib import Path
 import torch
 from cellseg.nn.unet import UNet
-from cellseg.runtime import compile_levels
+from cellseg.runtime import compile_network
 
 def use_and_forget():
     net = UNet(out_channels=1, base_channels=4, depth=2).eval()
-    return compile_levels(net, Path({str(tmp_path)!r}))
+    return compile_network(net, Path({str(tmp_path)!r}))
 
 heard = []
 signal.signal(signal.SIGUSR1, lambda *args: heard.append(1))
@@ -333,15 +333,15 @@ import gc, os, sys, time
 from pathlib import Path
 import torch
 from cellseg.nn.unet import UNet
-from cellseg.runtime import compile_levels
+from cellseg.runtime import compile_network
 
 gc.disable()
-levels = compile_levels(UNet(base_channels=4, depth=2).eval(), Path(sys.argv[1]))
+backend = compile_network(UNet(base_channels=4, depth=2).eval(), Path(sys.argv[1]))
 with torch.inference_mode():
-    levels(torch.rand(1, 3, 32, 32))
-ring = [levels]  # garbage that only the collector finds, as a trainer and its callbacks are
+    backend(torch.rand(1, 3, 32, 32))
+ring = [backend]  # garbage that only the collector finds, as a trainer and its callbacks are
 ring.append(ring)
-del ring, levels
+del ring, backend
 child = os.fork()
 if not child:
     gc.collect()
@@ -354,3 +354,21 @@ os.kill(child, 9)
 sys.exit("the child waits for ever")
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
+
+
+def test_a_network_that_finds_the_disk_full_is_converted_for_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
+    save = openvino.save_model
+
+    def full(model: Any, path: Path, **how: Any) -> None:
+        if tmp_path in path.parents:
+            raise RuntimeError("basic_ios::clear: iostream error")  # as it then says
+        save(model, path, **how)
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    net, image = network(), torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(compile_network(net, tmp_path)(image), net(image))
+    assert not [*(tmp_path / "openvino").iterdir()]

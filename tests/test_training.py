@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cellseg.callbacks import Dashboard
+from cellseg.callbacks import Dashboard, _add_pr_curve
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 Fails = Callable[..., str]
@@ -550,3 +550,41 @@ def test_one_callback_by_its_name_averages_the_weights(nuclei: Path, tmp_path: P
     assert not torch.equal(average["net.head.weight"], current["net.head.weight"])
     again = ("--ckpt_path", "last", "--trainer.max_epochs", 2)
     assert cellseg("fit", *data, *again, *averaging, *SMALL) == 0
+
+
+def test_the_precision_recall_curve_counts_pixels_from_each_threshold_on() -> None:
+    rng = np.random.default_rng(0)
+    images = [(rng.random((9, 7), np.float32), rng.random((9, 7)) < 0.3) for _ in range(3)]
+    images.append((np.ones((2, 2), np.float32), np.ones((2, 2), bool)))
+    dashboard, curves = Dashboard(images=0), {}
+    trainer = SimpleNamespace(
+        sanity_checking=False,
+        current_epoch=1,
+        max_epochs=9,
+        num_val_batches=[len(images)],
+        strategy=SimpleNamespace(reduce=lambda value, reduce_op: value),
+        is_global_zero=True,
+        logger=None,
+        global_step=0,
+    )
+    task = SimpleNamespace(device="cpu")
+    dashboard.on_validation_epoch_start(trainer, task)  # type: ignore[arg-type]
+    for probs, target in images:
+        outputs = {"probs": torch.from_numpy(probs)[None]}
+        batch = {"labels": torch.from_numpy(target.astype(int))[None]}
+        dashboard.on_validation_batch_end(trainer, task, outputs, batch, 0)  # type: ignore[arg-type]
+
+    def add(tag: str, *counts: Any, **more: Any) -> None:
+        names = ("tp", "fp", "tn", "fn", "precision", "recall")
+        curves.update(zip(names, counts, strict=True))
+
+    _add_pr_curve(SimpleNamespace(add_pr_curve_raw=add), dashboard._histogram, 0)
+    every = np.concatenate([probs.ravel() for probs, _ in images])
+    truth = np.concatenate([target.ravel() for _, target in images])
+    for place, threshold in enumerate(np.linspace(0, 1, 101)):
+        preds = every >= threshold - 1e-9
+        assert curves["tp"][place] == (preds & truth).sum()
+        assert curves["fp"][place] == (preds & ~truth).sum()
+        assert curves["fn"][place] == (~preds & truth).sum()
+        assert curves["recall"][place] == pytest.approx((preds & truth).sum() / truth.sum())
+    assert curves["tp"][100] == 4

@@ -35,15 +35,15 @@ from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.data.listing import digest_of
+from cellseg.data.digests import digest_of
 from cellseg.errors import InputError, OutputError
-from cellseg.failures import explained, written_below
+from cellseg.failures import written_below
 from cellseg.folds import score_folds
 from cellseg.instances import Decoding
 from cellseg.messages import quieten
 from cellseg.predict.writer import PredictionWriter
 from cellseg.report import Report, score_folders
-from cellseg.signals import EXIT_CODES, workers_end
+from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 from cellseg.tuning import Tuning
 
@@ -62,8 +62,7 @@ def run(
     quieten()
     use_granted_cores()
     try:
-        with explained(), workers_end():
-            command = Application([*args], model_class or SegmentationTask, [*FENCE, *allow])
+        command = Application([*args], model_class or SegmentationTask, [*FENCE, *allow])
         if dist.is_initialized():
             dist.destroy_process_group()  # else its threads may abort a process that ends
         return command.exit_code
@@ -261,13 +260,11 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if self.choice is not None:
             self.datamodule.trained_split = self.choice.stored.split
+            self.model.adopt(self.choice.stored)
         if self.subcommand != "fit":
             self.model.decoding = self._get(self.config_init, "decode")
             reading = self.datamodule.reading
-            self.model.seen = reading.invert, reading.diameter
-        if self.choice is not None:
-            self.model.diameter = self.choice.stored.diameter
-            self.model.ranges = self.choice.stored.ranges
+            self.model.adaptation = reading.invert, reading.diameter
 
     def before_fit(self) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)

@@ -193,8 +193,9 @@ class Dashboard(pl.Callback):
             return
         probs, target = outputs["probs"][0], batch["labels"][0] > 0
         for row, value in enumerate((target, ~target)):
-            counts = torch.histc(probs[value], self.THRESHOLDS, min=0, max=1)
-            self._histogram[row] += counts.cpu().long()
+            # TensorBoard's thresholds are 0, 0.01, …, 1.
+            steps = (probs[value] * (self.THRESHOLDS - 1)).long()
+            self._histogram[row] += torch.bincount(steps, minlength=self.THRESHOLDS).cpu()
         if self._is_panel_epoch(trainer) and batch_idx in self._panel_batches(trainer):
             panel = panel_row(batch["image"][0], target, probs, self.side)
             writer = _writer(trainer)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,13 +20,14 @@ import torch
 from torch import Tensor
 
 from cellseg.adapt import DIAMETER
-from cellseg.data.folders import DAMAGE
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
 
 # What must agree with the weights; a flag that says otherwise is refused.
 ARCHITECTURE = ("model.out_channels", "model.base_channels", "model.depth")
 FIXED = (*ARCHITECTURE, "data.percentiles")
+# What reading a damaged archive raises.
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, KeyError)
 SHIPPED = Path(str(files("cellseg"))) / "weights"
 
 
@@ -130,7 +132,7 @@ def _read_checkpoint(path: Path) -> Stored:
         raise InputError(
             f"{path}: refused, because it holds objects other than plain data"
         ) from error
-    except (*DAMAGE, KeyError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: not a checkpoint, or a damaged one") from error
     if damaged:
         raise InputError(f"{path}: damaged (checksum of {damaged})")
@@ -141,12 +143,9 @@ def _read_checkpoint(path: Path) -> Stored:
         "weights": "state_dict",
         "state": "NucleiDataModule",
     }
-    parts = (
-        {part: content.get(key, {}) for part, key in keys.items()}
-        if isinstance(content, dict)
-        else {}
-    )
-    if not parts or not all(isinstance(part, dict) for part in parts.values()):
+    content = content if isinstance(content, dict) else {}
+    parts = {part: content.get(key, {}) for part, key in keys.items()}
+    if not all(isinstance(part, dict) for part in parts.values()):
         raise InputError(f"{path}: not a checkpoint of cellseg")
     weights, data = parts.pop("weights"), parts.pop("state")
     settings = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()}

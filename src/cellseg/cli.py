@@ -6,12 +6,12 @@ import logging
 import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from cellseg import __version__
 from cellseg.errors import InputError, OutputError
-from cellseg.signals import end_at_once
+from cellseg.signals import end_at_once, workers_end
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -42,20 +42,38 @@ def main(
     set_up_logging()
     # At once: the imports that follow take seconds.
     log.info("cellseg %s: %s …", __version__, args[0] if args else "help")
-    try:
+
+    def work() -> int:
         with end_at_once():
             from cellseg.application import run
-
         return run(args or ["--help"], model_class, allow)
+
+    return carry_out(work)
+
+
+def carry_out(work: Callable[[], int]) -> int:
+    """Do the work of a command, whose errors for people become a line each.
+
+    Args:
+        work: Gives the exit code.
+
+    Returns:
+        The exit code, see `main`.
+    """
+    try:
+        with end_at_once():
+            from cellseg.failures import explained
+        with explained(), workers_end():
+            return work()
     except (InputError, ArgumentError) as error:
-        return say(error, 2)
+        return _say(error, 2)
     except OutputError as error:
-        return say(error, 1)
+        return _say(error, 1)
     except KeyboardInterrupt:
         return 130
 
 
-def say(error: Exception, code: int) -> int:
+def _say(error: Exception, code: int) -> int:
     """Print an error as one line; gives the exit code back."""
     print(f"cellseg: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code

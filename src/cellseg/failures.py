@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ def explained() -> Iterator[None]:
     """Explain what people can do something about, and leave all else as it is."""
     try:
         yield
+    except (InputError, OutputError):
+        raise
     except (RuntimeError, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
@@ -39,8 +42,8 @@ def _is_of_a_loader(error: Exception) -> bool:
     """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
     fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
-    # Of the names of files in shared memory.
-    return fetching or str(error).startswith("DataLoader worker") or "/torch_" in str(error)
+    shared = re.search(r"/torch_\d+_", str(error))  # the name of a file in shared memory
+    return fetching or str(error).startswith("DataLoader worker") or shared is not None
 
 
 @contextmanager

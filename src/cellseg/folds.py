@@ -92,6 +92,6 @@ def score_folds(
         report.about["decoding"] = "of each checkpoint"
     for path, stored in folds.items():
         datamodule.trained_split, datamodule.sides = stored.split, {}
+        task.adopt(stored)
         task.decoding = decodings[path]
-        task.ranges = stored.ranges
         trainer.test(task, datamodule, ckpt_path=path, weights_only=True, verbose=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +24,9 @@ from tqdm import tqdm
 from cellseg.arguments import bracket_lists
 from cellseg.atomic import draft
 from cellseg.checkpoint import Stored, read, resolve
-from cellseg.cli import say, set_up_logging
+from cellseg.cli import carry_out, set_up_logging
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.errors import InputError, OutputError
 from cellseg.nn.int8 import measure
 from cellseg.task import SegmentationTask
 
@@ -49,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: As on the command line; by default what the process was started with.
 
     Returns:
-        The exit code: 0 done; 1 the model could not be written; 2 nothing was tried.
+        The exit code, see `cli.main`.
     """
     set_up_logging()
     use_granted_cores()
@@ -61,7 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="A checkpoint, or a model's name.")
     parser.add_class_arguments(NucleiDataModule, "data", skip=NO_FLAGS)
-    try:
+
+    def work() -> int:
         given = bracket_lists(sys.argv[1:] if args is None else args, {"data": NucleiDataModule})
         config = parser.parse_args(given)
         path = resolve(config.model)
@@ -72,11 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
             **flags, percentiles=(low, high), augment=0.0, crops_per_epoch=CROPS
         )
         quantise(path, stored, datamodule)
-    except (InputError, ArgumentError) as error:
-        return say(error, 2)
-    except OutputError as error:
-        return say(error, 1)
-    return 0
+        return 0
+
+    return carry_out(work)
 
 
 def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cellseg.atomic import draft
 from cellseg.checkpoint import read, resolve
-from cellseg.cli import say, set_up_logging
-from cellseg.errors import InputError, OutputError
+from cellseg.cli import carry_out, set_up_logging
+from cellseg.errors import InputError
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: As on the command line; by default what the process was started with.
 
     Returns:
-        The exit code: 0 done; 1 the model could not be written; 2 nothing was tried.
+        The exit code, see `cli.main`.
     """
     set_up_logging()
     parser = ArgumentParser(
@@ -40,18 +40,17 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("target", metavar="FILE", type=Path, help="Ends in .safetensors.")
     parser.add_argument("facts", metavar="KEY=VALUE", nargs="*", help="What else the JSON says.")
     given = parser.parse_args(args)
-    try:
+
+    def work() -> int:
         if given.target.suffix != ".safetensors":
             raise InputError(f"{given.target}: a released model ends in .safetensors")
         if bare := [fact for fact in given.facts if "=" not in fact]:
             raise InputError(f"{bare[0]}: a fact is KEY=VALUE")
         about = dict(fact.split("=", 1) for fact in given.facts)
         release(resolve(given.checkpoint), given.target, {"name": given.target.stem, **about})
-    except InputError as error:
-        return say(error, 2)
-    except OutputError as error:
-        return say(error, 1)
-    return 0
+        return 0
+
+    return carry_out(work)
 
 
 def release(ckpt_path: Path, target: Path, about: Mapping[str, str]) -> None:

@@ -59,7 +59,7 @@ class Runtime(pl.Callback):
         chosen = self.choose(trainer, pl_module)
         if isinstance(pl_module.net, UNet):
             cache_dir = trainer.datamodule.cache_dir  # type: ignore[attr-defined]
-            pl_module.levels = levels_for(chosen, pl_module, cache_dir)
+            pl_module.backend = backend_for(chosen, pl_module, cache_dir)
 
     on_test_start = on_validation_start = on_predict_start
 
@@ -90,16 +90,16 @@ def choose(runtime: Name, single_precision_on_cpu: bool, ranges: object = None) 
     return runtime
 
 
-def levels_for(runtime: str, task: Any, cache_dir: Path) -> Callable[[Tensor], Tensor] | None:
-    """What computes `task.net.levels` instead of torch; see `choose`."""
+def backend_for(runtime: str, task: Any, cache_dir: Path) -> Callable[[Tensor], Tensor] | None:
+    """What computes `task.net.forward_padded` instead of torch; see `choose`."""
     if runtime == "torch":
         return None
     net = quantised(task.net, task.ranges) if runtime == "int8" else task.net
-    return compile_levels(net, cache_dir)
+    return compile_network(net, cache_dir)
 
 
-def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
-    """`net.levels`, computed by OpenVINO on the CPU.
+def compile_network(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
+    """`net.forward_padded`, computed by OpenVINO on the CPU.
 
     Args:
         net: With the weights to use.
@@ -113,14 +113,14 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
     if not folder.exists():
         try:
             _convert(net, folder)
-        except OSError:  # it must not be kept, then
+        except (OSError, RuntimeError):  # it cannot be kept, as where the disk is full
             folder = Path(tempfile.mkdtemp(prefix="cellseg-")) / "openvino"
             atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
             _convert(net, folder)
     core = _core()
     free: dict[int, list[Any]] = defaultdict(list)
 
-    def levels(image: Tensor) -> Tensor:
+    def compute(image: Tensor) -> Tensor:
         # Threads that compute side by side, see `Lanes`, need one compiled network each, with as
         # many threads of its own as torch may use there.
         threads = torch.get_num_threads()
@@ -138,26 +138,26 @@ def compile_levels(net: UNet, cache_dir: Path) -> Callable[[Tensor], Tensor]:
         free[threads].append(compiled)
         return logits
 
-    return levels
+    return compute
 
 
 def _convert(net: UNet, folder: Path) -> None:
     """Put the network into OpenVINO's form, for images of any size."""
     openvino = _openvino()
 
-    class Levels(nn.Module):
+    class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.net = net
 
         def forward(self, image: Tensor) -> Tensor:
-            return net.levels(image)
+            return net.forward_padded(image)
 
     example = torch.zeros(1, 3, 2**net.depth, 2**net.depth)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its own use of `torch.jit.trace`
         model = openvino.convert_model(
-            Levels().eval(), example_input=example, input=[-1, 3, -1, -1]
+            Padded().eval(), example_input=example, input=[-1, 3, -1, -1]
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:

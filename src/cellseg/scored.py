@@ -96,10 +96,11 @@ def worst(images: Sequence[Scored]) -> list[Scored]:
 
 def add(images: list[Scored], one: Scored, picture: Callable[[], NDArray[np.uint8]]) -> None:
     """Append an image, with its picture while it is among the worst: all would fill the memory."""
+    pictured = [image for image in images if image.picture is not None]
     images.append(one)
-    kept = worst(images)
+    kept = worst([*pictured, one])
     if one in kept:
         one.picture = picture()
-        for image in images:
+        for image in pictured:
             if image not in kept:
                 image.picture = None

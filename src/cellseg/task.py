@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from cellseg.adapt import DIAMETER
-from cellseg.checkpoint import read, resolve
+from cellseg.checkpoint import Stored, read, resolve
 from cellseg.errors import InputError
 from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
@@ -91,22 +91,22 @@ class SegmentationTask(pl.LightningModule):
         self.diameter = DIAMETER  # of the nuclei it was trained on
         self.ranges: dict[str, list[float]] | None = None  # for int8, see `nn.int8`
         # --data.invert and --data.diameter of images to score; set by `application`.
-        self.seen: tuple[bool | str, float | str] = ("auto", "auto")
+        self.adaptation: tuple[bool | str, float | str] = ("auto", "auto")
         # Outside of training another runtime may compute the network, see `runtime`; and on a
         # GPU images are computed together, and decoded elsewhere, see `Batches` and `Lanes`.
-        self.levels: Callable[[Tensor], Tensor] | None = None
+        self.backend: Callable[[Tensor], Tensor] | None = None
         self.batches: Callable[[Tensor], Tensor] | None = None
         self.decode_aside: Callable[[NDArray[Any], Decoding], NDArray[Any]] = decode
         # The weights that training started from, for `Tuning`; None where there were none.
-        self.start: dict[str, Tensor] | None = None
+        self.initial_weights: dict[str, Tensor] | None = None
         if weights:
             self._start_from(weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
         image = image.contiguous(memory_format=torch.channels_last)
-        other_runtime = self.levels is not None and image.is_cpu
-        logits: Tensor = self.net(image, self.levels) if other_runtime else self.net(image)
+        other_runtime = self.backend is not None and image.is_cpu
+        logits: Tensor = self.net(image, self.backend) if other_runtime else self.net(image)
         return logits
 
     def on_train_start(self) -> None:
@@ -198,15 +198,15 @@ class SegmentationTask(pl.LightningModule):
         `Tuning` changes the first at the end; a run that goes on compares with the second.
         """
         checkpoint["decoding"] = checkpoint["scored_with"] = asdict(self.decoding)
-        if self.start is not None:
-            checkpoint["start"] = self.start
+        if self.initial_weights is not None:
+            checkpoint["initial_weights"] = self.initial_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rate and weight decay of this run win over the stored ones."""
         if self._trainer is None or not self.trainer.training:
             return
         self.decoding = Decoding(**checkpoint["scored_with"])
-        self.start = checkpoint.get("start")
+        self.initial_weights = checkpoint.get("initial_weights")
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
                 # Without a schedule, as one's own optimiser may be, the rate is what it began with.
@@ -223,7 +223,11 @@ class SegmentationTask(pl.LightningModule):
             self.load_state_dict(stored.weights)
         except RuntimeError as error:
             raise InputError(f"{weights}: of another architecture: {error}") from error
-        self.start = stored.weights
+        self.initial_weights = stored.weights
+        self.adopt(stored)
+
+    def adopt(self, stored: Stored) -> None:
+        """Take over what a model on disk says of itself, but for its weights."""
         self.decoding, self.diameter = stored.decoding, stored.diameter
         self.ranges = stored.ranges
 
@@ -267,7 +271,7 @@ class SegmentationTask(pl.LightningModule):
         def network(other: Tensor) -> Tensor:
             return probs if other is image else self.batch_probs(other)
 
-        return self._segmenter(network).find(image, *self.seen)[1].labels
+        return self._segmenter(network).find(image, *self.adaptation)[1].labels
 
     def _log_scores(self, stage: str) -> None:
         # Metrics sum over the processes themselves, also those that had no image.

@@ -121,11 +121,11 @@ class Tuning(pl.Callback):
         """
         pl_module.load_state_dict(learnt)
         chosen = learnt, self._predictions(trainer, pl_module)
-        if pl_module.start is None:
+        if pl_module.initial_weights is None:
             return chosen
         scored = {1.0: mean_ap(chosen[1], pl_module.decoding)}
         for share in SHARES:
-            weights = mix(pl_module.start, learnt, share)
+            weights = mix(pl_module.initial_weights, learnt, share)
             pl_module.load_state_dict(weights)
             predictions = self._predictions(trainer, pl_module)
             score = mean_ap(predictions, pl_module.decoding)

@@ -21,8 +21,9 @@ from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
 from cellseg.data.files import FileDataset, Files, Reading
 from cellseg.data.groups import dsb2018, origins
-from cellseg.data.listing import Shard, files_to_predict
+from cellseg.data.listing import files_to_predict
 from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
+from cellseg.data.shards import Shard
 from cellseg.data.splits import SIDES, Recipe, Split, choose_split, everything
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError, few
@@ -74,14 +75,14 @@ class NucleiDataModule(pl.LightningDataModule):
         predict_dir: What `predict` reads: a folder, an image, or a text file with a path a line.
         channel: Channel that shows the nuclei: its name, or its number from 0. By default all
             colours of a colour image, but one of those on black: blue, else the brightest; of
-            other channels one with a nuclear name (DAPI, Hoechst, …), else the first.
+            other channels one with a nuclear name (DAPI, Hoechst, …), else blue, else the first.
         plane: Which planes of stacks to predict: `all`, `max` (their maximum), or one's number
             from 0.
         invert: Whether to predict on the negative of the images; `auto` does so where a grey image
             is bright and the model is surer of its negative.
         diameter: Of the nuclei in px: images are rescaled where it lies outside the range that the
-            model was trained for. `auto` estimates it for each image of three nuclei or more,
-            `none` leaves all as they are.
+            model was trained for. `auto` estimates it for each image of at least ten nuclei, or
+            three large ones; `none` leaves all as they are.
         pixel_size: Of the images, in um, in place of what their files say. It sets units only.
         include: Shell patterns of the files to predict, as `a,b`; by default all images.
         exclude: Shell patterns of files to leave out, as `a,b`.

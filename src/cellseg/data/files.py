@@ -13,12 +13,14 @@ import torch
 from torch.utils.data import Dataset
 
 from cellseg.data.channels import to_rgb_planes
+from cellseg.data.digests import digest_of, size_and_time
 from cellseg.data.images import read_recording, select_planes
 from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.large import LargeImage, left_out
-from cellseg.data.listing import digest_of, readable, size_and_time
-from cellseg.data.recording import LARGE, unreadable
+from cellseg.data.listing import readable
+from cellseg.data.recording import unreadable
 from cellseg.errors import InputError
+from cellseg.nn.unet import LARGE
 
 
 @dataclass(frozen=True)

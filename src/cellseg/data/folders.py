@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from cellseg.data.digests import digest_of
 from cellseg.data.images import is_image
-from cellseg.data.listing import MASKS, PREDICTED, digest_of, output_stems, walk
+from cellseg.data.listing import MASKS, PREDICTED, output_stems, walk
 from cellseg.data.recording import unreadable
 from cellseg.errors import InputError
 

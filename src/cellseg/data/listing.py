@@ -1,14 +1,11 @@
-"""The files below a folder: which there are to predict, and what tells one from another."""
+"""The files below a folder, and which of them are images to predict."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -26,43 +23,6 @@ PREDICTED = ("_labels", "_cp_masks", "_masks", "_mask")
 MASKS = ("masks", "labels")
 # How the program's name in our TIFFs and PNGs begins, so that none is taken for an image.
 OWN_TAG = "cellseg"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several independent runs over the same files, each of which does its own.
-
-    Attributes:
-        index: Which, from 0.
-        count: Of how many.
-    """
-
-    index: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Read `I/N`.
-
-        Raises:
-            InputError: It is no such text.
-        """
-        index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise InputError(
-                f"--data.shard {text}: must be I/N with I from 0 to N-1, such as 0/8 to 7/8"
-            )
-        return cls(int(index), int(count))
-
-    @property
-    def name(self) -> str:
-        """As part of a file's name."""
-        return f"{self.index}of{self.count}"
-
-    def __contains__(self, file: str) -> bool:
-        """Whether a file is this one's, by its relative POSIX name alone."""
-        digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:8], "big") % self.count == self.index
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -214,27 +174,6 @@ def readable(name: str) -> str:
 def is_zarr(name: str) -> bool:
     """Whether a folder's name says that it is an image."""
     return name.lower().endswith(".zarr")
-
-
-def size_and_time(path: Path | str) -> tuple[int, int]:
-    """Bytes of a file, or of all files of a folder, and when the newest was changed, in ns."""
-    facts = os.stat(path)
-    if not stat.S_ISDIR(facts.st_mode):
-        return facts.st_size, facts.st_mtime_ns
-    below = [os.stat(Path(folder) / name) for folder, _, names in os.walk(path) for name in names]
-    times = [each.st_mtime_ns for each in below]
-    return sum(each.st_size for each in below), max(times, default=facts.st_mtime_ns)
-
-
-def digest_of(path: Path) -> str:
-    """The SHA-256 of a file's content, or of that of all files of a folder."""
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\0".encode())
-        return digest.hexdigest()
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def is_own_output(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellseg.data.folders import Sample, Tree
+from cellseg.data.folders import OUTLINES, Sample, Tree
 from cellseg.data.images import read_labels
 from cellseg.data.recording import Array
 from cellseg.errors import InputError
@@ -21,6 +21,7 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
             were smoothed.
     """
     from skimage.measure import label
+    from skimage.segmentation import relabel_sequential
 
     masks = [_read(tree.source(name), name, shape) for name in sample.masks]
     for name, mask in zip(sample.masks, masks, strict=True):
@@ -31,6 +32,8 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
             )
     if not sample.whole:
         return merge_masks(masks)
+    if sample.masks[0].lower().endswith(OUTLINES):  # each is a nucleus, whatever its parts
+        return _compact(relabel_sequential(masks[0])[0])
     labels = whole_labels(masks[0])
     nuclei, pieces = np.count_nonzero(np.unique(labels)), int(label(labels).max())
     # One nucleus in many pieces; or two or three values, of classes, that are 255 at most.
@@ -77,7 +80,7 @@ def _read(source: Path | bytes, name: str, shape: tuple[int, int]) -> Array:
     from cellseg.data.outlines import read_geojson, read_rois
 
     if name.lower().endswith((".zip", ".roi")):
-        return _compact(read_rois(source, shape, name))
+        return read_rois(source, shape, name)
     if name.lower().endswith(".geojson"):
-        return _compact(read_geojson(source, shape, name))
+        return read_geojson(source, shape, name)
     return read_labels(source, name)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from cellseg.data.recording import (
-    LARGE,
     Array,
     Opened,
     Recording,
@@ -22,6 +21,7 @@ from cellseg.data.recording import (
     in_micrometres,
     side_of_square,
 )
+from cellseg.nn.unet import LARGE
 
 # OME writes units out.
 UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm"}
@@ -86,7 +86,10 @@ def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | No
     named = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
     axes = "".join(axis["name"].upper() for axis in named)
     names = [channel.get("label") for channel in attributes.get("omero", {}).get("channels", ())]
-    scales_of = [t["scale"] for t in full.get("coordinateTransformations", ()) if "scale" in t]
+    # What is said of all levels comes on top of what is said of one.
+    steps_of = [*full.get("coordinateTransformations", ())]
+    steps_of += scales.get("coordinateTransformations", ())
+    scales_of = [step["scale"] for step in steps_of if "scale" in step]
     sizes = {
         axis: in_micrometres(float(math.prod(steps)), UNITS.get(about.get("unit", ""), ""))
         for axis, about, *steps in zip(axes, named, *scales_of, strict=True)

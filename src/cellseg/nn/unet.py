@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Pixels, over all planes, beyond which an image is not held whole, nor all of it looked at for its
+# intensities: the network alone takes 2 GB for so many at 16 channels.
+LARGE = 2**22
+
 
 class ConvModule(nn.Sequential):
     """Twice a padded 3x3 convolution with bias, ReLU and batch normalisation.
@@ -72,12 +76,12 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(base_channels, out_channels, 1)
         self.apply(_initialise)
 
-    def forward(self, image: Tensor, levels: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(self, image: Tensor, backend: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Logits of every map at every pixel.
 
         Args:
             image: (N, in_channels, H, W), H and W from 1 px up.
-            levels: What computes `levels` instead.
+            backend: What computes `forward_padded` instead of torch.
 
         Returns:
             (N, out_channels, H, W).
@@ -87,10 +91,10 @@ class UNet(nn.Module):
         # below (reflection would fail where the pad reaches the size), so nothing shifts.
         step = 2**self.depth
         padded = F.pad(image, (0, -width % step, 0, -height % step), mode="replicate")
-        logits = (levels or self.levels)(padded)
+        logits = (backend or self.forward_padded)(padded)
         return logits[..., :height, :width]
 
-    def levels(self, x: Tensor) -> Tensor:
+    def forward_padded(self, x: Tensor) -> Tensor:
         """As `forward`, of images whose sides are multiples of 2**depth."""
         skips = []
         for module in self.contracting[:-1]:

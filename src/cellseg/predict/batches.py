@@ -15,8 +15,8 @@ PIXELS = 2**22
 class Batches:
     """Gathers the images that threads bring one at a time.
 
-    Whoever comes first computes; those who come meanwhile wait, and the next of them takes all
-    images of the shape of its own along. Nobody waits for a batch to fill.
+    The first thread to arrive runs the network. Threads that arrive meanwhile wait, and the next
+    one takes all waiting images of its shape as one batch. None waits for a batch to fill.
 
     Args:
         compute: Gives (N, ...) of images (N, 3, H, W); each result depends on its image alone.

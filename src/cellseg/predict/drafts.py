@@ -15,7 +15,8 @@ from typing import Self
 
 from cellseg import __version__
 from cellseg.atomic import DRAFT, draft_name, writing
-from cellseg.data.listing import digest_of, is_own_output
+from cellseg.data.digests import digest_of
+from cellseg.data.listing import is_own_output
 from cellseg.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from cellseg.data.listing import digest_of, size_and_time
+from cellseg.data.digests import digest_of, size_and_time
 from cellseg.predict.drafts import FOLDER
 from cellseg.predict.store import Place, Store
 
@@ -45,11 +45,11 @@ class Entry:
 class Journal:
     """The finished files of a results folder.
 
-    Each process appends to a journal of its own: what a file's results will hold before they take
-    their places, so that they are known as ours whatever happens, and that the file is done once
-    they have. A line that is there whole is true, and the newest one of a file counts. What only
-    the tables of the run need lies in a second file, which a rerun does not read: an image may
-    have a million nuclei.
+    Each process appends to a journal of its own. Before the results of a file are moved into
+    place, a line holds their digests (`announce`), so that they are known as ours whatever
+    happens; afterwards another line marks the file as done (`add`). When a journal is read, the
+    newest complete line of a file counts. What only the tables of the run need lies in a second
+    file, which a rerun does not read: an image may have a million nuclei.
 
     Args:
         dir: The results folder.

@@ -36,8 +36,9 @@ class Lanes:
     not let run side by side goes to a process of its own.
 
     Args:
-        images: How many there are in all. The share of torch's threads that an image gets must
-            not depend on how many of them are done already: its rounding does.
+        images: How many there are in all. The number of torch's threads for an image is fixed for
+            the whole run, because floating-point rounding depends on it: a run that goes on finds
+            what it would have found.
         device: What computes the network.
 
     Attributes:

@@ -12,10 +12,10 @@ from cellseg.data.cache import default_cache_dir
 from cellseg.data.channels import colours_of, three, to_rgb
 from cellseg.data.dataset import to_input
 from cellseg.data.large import LargeImage
-from cellseg.data.recording import LARGE
 from cellseg.instances import narrow
+from cellseg.nn.unet import LARGE
 from cellseg.predict.tiles import margin_for, stitch
-from cellseg.runtime import Name, choose, levels_for
+from cellseg.runtime import Name, backend_for, choose
 from cellseg.task import SegmentationTask
 
 
@@ -37,7 +37,7 @@ class Model:
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
         chosen = choose(runtime, single_precision_on_cpu=True, ranges=stored.ranges)
-        self.task.levels = levels_for(chosen, self.task, default_cache_dir())
+        self.task.backend = backend_for(chosen, self.task, default_cache_dir())
 
     def predict(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cellseg.cores import cores
-from cellseg.data.listing import Shard
+from cellseg.data.shards import Shard
 from cellseg.errors import few
 from cellseg.predict.drafts import is_whole, sweep
 from cellseg.predict.journal import Journal

@@ -14,7 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from cellseg.data.listing import Shard, readable
+from cellseg.data.listing import readable
+from cellseg.data.shards import Shard
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
