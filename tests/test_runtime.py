@@ -372,3 +372,26 @@ def test_a_network_that_finds_the_disk_full_is_converted_for_the_moment(
     net, image = network(), torch.rand(1, 3, 8, 8)
     torch.testing.assert_close(compile_network(net, tmp_path)(image), net(image))
     assert not [*(tmp_path / "openvino").iterdir()]
+
+
+def test_two_threads_that_compute_first_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    code = """
+import sys
+from threading import Barrier, Thread
+from cellseg.runtime import _openvino
+openvino = _openvino()
+sys.setswitchinterval(1e-6)
+both = Barrier(2)
+def first():
+    both.wait()
+    openvino.Type.f32.to_dtype()  # as each inference does
+threads = [Thread(target=first) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    try:
+        assert [run.wait(120) for run in runs] == [0, 0, 0]
+    finally:
+        for run in runs:
+            run.kill()

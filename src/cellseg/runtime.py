@@ -184,6 +184,9 @@ def _openvino() -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    # Its table of types is made at the first use, under a lock and Python's: two threads that come
+    # at once would wait for each other for ever.
+    openvino.Type.f32.to_dtype()
     # A loader process inherits the compiled network by its fork, but not the network's threads:
     # freeing the network, it would wait for them for ever.
     if hasattr(os, "register_at_fork"):
