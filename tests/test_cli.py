@@ -279,6 +279,12 @@ def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:
         ("model: {weight_decay: -1}", "weight_decay=-1"),
         ("tuning: {images: -1}", "--tuning.images -1: must not be negative"),
         ("checkpoint: {every_n_epochs: 0}", "--checkpoint.every_n_epochs 0: must be positive"),
+        ("trainer: {accumulate_grad_batches: 0}", "--trainer.accumulate_grad_batches: must be 1"),
+        ("trainer: {enable_checkpointing: false}", "--trainer.enable_checkpointing false: fit"),
+        ("trainer: {callbacks: mine.Own}", "trainer.callbacks: mine.Own is not of Lightning"),
+        ("trainer: {callbacks: Own}", "trainer.callbacks: there is no class Own"),
+        ("trainer: {accelerator: tpu}", "--trainer: Requirement 'torch_xla"),
+        ("data: {preds_dir: [a, '']}", "--data.preds_dir: takes one folder"),
     ],
 )
 def test_values_of_the_wrong_kind_are_refused_by_name(
@@ -574,3 +580,16 @@ def test_errors_for_people_are_told_as_they_are(
     assert carry_out(work) == code
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("cellseg: error: ") and said in line
+
+
+def test_what_lightning_itself_refuses_is_one_line(
+    nuclei: Path, tmp_path: Path, fails: Fails
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    line = fails("fit", *args, "--trainer.val_check_interval", 300)
+    assert "`val_check_interval` (300) must be less than or equal" in line
+
+
+def test_a_datamodule_in_python_takes_paths_as_text(nuclei: Path, tmp_path: Path) -> None:
+    datamodule = NucleiDataModule(root=str(nuclei), cache_dir=str(tmp_path))  # type: ignore[arg-type]
+    assert len(datamodule.annotated()[1]) == 12

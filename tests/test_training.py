@@ -40,6 +40,8 @@ class Stop(Callback):
         self.stop("accumulating", trainer)
     def on_train_batch_end(self, trainer, *args):
         self.stop("training", trainer)
+    def on_after_backward(self, trainer, *args):
+        self.stop("backward", trainer)
     def on_validation_batch_end(self, trainer, *args):
         self.stop("validation", trainer)
     def stop(self, where, trainer):
@@ -139,29 +141,32 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     assert len(list((tmp_path / "parts").rglob("best*.ckpt"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "how", "code", "where"),
+    [(3, "term", 143, "accumulating"), (1, "interrupt", 130, "backward")],
+)
 def test_fault_18_stopped_between_two_steps_it_takes_their_batches_again(
-    nuclei: Path, tmp_path: Path
+    accumulate: int, how: str, code: int, where: str, nuclei: Path, tmp_path: Path
 ) -> None:
     def fit(run: str, *more: object) -> subprocess.CompletedProcess[str]:
         return run_script(
             tmp_path,
             *("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path / run),
             *("--trainer.max_epochs", 1, *SMALL),
-            *("--data.crops_per_epoch", 48, "--trainer.accumulate_grad_batches", 3, *more),
+            *("--data.crops_per_epoch", 16 * accumulate, *more),
+            *("--trainer.accumulate_grad_batches", accumulate),
         )
 
     assert fit("whole").returncode == 0
-    stopped = fit("parts", "--config", stop_at(tmp_path, 2, "term", "accumulating"))
-    assert stopped.returncode == 143, stopped.stderr
+    stopped = fit("parts", "--config", stop_at(tmp_path, 2, how, where))
+    assert stopped.returncode == code, stopped.stderr
     assert fit("parts", "--ckpt_path", "last").returncode == 0
     whole, parts = (
         torch.load(find_checkpoint(tmp_path / run), weights_only=True) for run in ("whole", "parts")
     )
     assert whole["global_step"] == parts["global_step"] == 4
-    # The statistics of batch normalisation have seen a batch twice.
-    learned = [name for name in whole["state_dict"] if name.endswith(("weight", "bias"))]
-    for name in learned:
-        torch.testing.assert_close(parts["state_dict"][name], whole["state_dict"][name])
+    # The statistics of batch normalisation too, which see each batch once.
+    torch.testing.assert_close(parts["state_dict"], whole["state_dict"])
 
 
 def test_steps_that_end_within_an_epoch_are_validated_and_tuned(
@@ -588,3 +593,37 @@ def test_the_precision_recall_curve_counts_pixels_from_each_threshold_on() -> No
         assert curves["fn"][place] == (~preds & truth).sum()
         assert curves["recall"][place] == pytest.approx((preds & truth).sum() / truth.sum())
     assert curves["tp"][100] == 4
+
+
+def test_the_best_is_tuned_whatever_else_the_user_keeps(
+    nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = {"dirpath": str(tmp_path / "own"), "monitor": "val/loss", "filename": "mine"}
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}
+    (tmp_path / "own.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
+    config = ("--config", tmp_path / "own.yaml", "--trainer.max_epochs", 1)
+    assert cellseg("fit", *args, *config) == 0
+    assert "Tuned on" in capfd.readouterr().err
+    best = torch.load(find_checkpoint(tmp_path / "run", "best"), weights_only=True)
+    mine = torch.load(tmp_path / "own" / "mine.ckpt", weights_only=True)
+    assert "tuned" in best and "tuned" not in mine
+
+
+def test_a_run_that_goes_on_with_another_logger_knows_its_best(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path)
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL, *logger)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    best = find_checkpoint(tmp_path, "best")
+    content = torch.load(best, weights_only=True)
+    (ours,) = (state for name, state in content["callbacks"].items() if "BestAndLast" in name)
+    ours["best_model_score"] = torch.tensor(1.0)
+    torch.save(content, best.with_name("last.ckpt"))
+    before = best.read_bytes()
+    more = ("--trainer.max_epochs", 2, "--ckpt_path", "last", "--tuning.images", 0)
+    assert cellseg("fit", *args, *more) == 0
+    assert [*tmp_path.rglob("best*.ckpt")] == [best]
+    assert best.read_bytes() == before  # nothing is better than 1
+    assert step_of(find_checkpoint(tmp_path)) == 8

@@ -186,6 +186,13 @@ class Application(LightningCLI):
                 "--trainer.overfit_batches draws its own crops; a few images and --data.augment 0 "
                 "show the same"
             )
+        if config.trainer.accumulate_grad_batches < 1:
+            raise InputError("--trainer.accumulate_grad_batches: must be 1 or more")
+        if config.trainer.enable_checkpointing is False and self.config.subcommand == "fit":
+            raise InputError(
+                "--trainer.enable_checkpointing false: fit keeps its best and last checkpoint; "
+                "leave the flag out"
+            )
         seed = config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
@@ -270,6 +277,11 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if self.datamodule.test_dir or self.datamodule.preds_dir:
             log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
+        if self.choice is not None and self.choice.whole:
+            folder, root = self.choice.path.absolute().parent, self.trainer.default_root_dir
+            if Path(root).absolute() in folder.parents:
+                # Elsewhere the run would have a best of its own, however bad.
+                self._get(self.config_init, "checkpoint").dirpath = str(folder)
         keep_freed_memory()
         self._get(self.config_init, "dashboard").config_text = self._config_text()
 

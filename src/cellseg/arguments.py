@@ -142,6 +142,13 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
         near = difflib.get_close_matches(choice[1], DESCRIPTIONS, 1)
         better = near[0] if near else f"predict --data.predict_dir {shlex.quote(choice[1])}"
         return f"{choice[1]}: no such command. Did you mean cellseg {better}?"
+    if fenced := re.search(r"key \"(\S+)\".*Importing '(\S+)' is not", message, re.DOTALL):
+        return (
+            f"{fenced[1]}: {fenced[2]} is not of Lightning, torch.optim or cellseg, whose classes "
+            "a config may name; for classes of your own see docs/extending.md"
+        )
+    if no_class := re.search(r"key \"(trainer\S+)\".* path string: (\S+)", message, re.DOTALL):
+        return f"{no_class[1]}: there is no class {no_class[2]}"
     if no_list := re.search(r"key \"(\S+)\".*: \[list\[.*type: <class 'str", message, re.DOTALL):
         return f"{no_list[1]}: must be a list: [a, b] in a config, a,b on the command line"
     if no_config := re.search(r"\"config\": File does not exist: '(.+?)'", message):

@@ -43,6 +43,12 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = {name: value.clone() for name, value in pl_module.named_buffers()}
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -68,7 +74,9 @@ class BestAndLast(ModelCheckpoint):
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         if together and trainer.global_step > 0 and trainer.state.fn == "fit":
-            _rewind(trainer)
+            if _rewind(trainer):
+                # Batch normalisation has counted the batches that come again.
+                pl_module.load_state_dict(self._buffers, strict=False)
             self._save_last(trainer)
             log.warning("Saved %s; the same command with --ckpt_path last goes on", self._last)
 
@@ -81,8 +89,12 @@ class BestAndLast(ModelCheckpoint):
             trainer.save_checkpoint(self._last)
 
 
-def _rewind(trainer: pl.Trainer) -> None:
-    """Set the counters of a run that is stopped back to where nothing will be left out."""
+def _rewind(trainer: pl.Trainer) -> bool:
+    """Set the counters of a run that is stopped back to where nothing will be left out.
+
+    Returns:
+        Whether batches will come again that no step has used.
+    """
     loop = trainer.fit_loop.epoch_loop
     batches, seen = loop.batch_progress, loop.val_loop.batch_progress
     steps = loop.automatic_optimization.optim_progress.optimizer.step.current.completed
@@ -95,6 +107,8 @@ def _rewind(trainer: pl.Trainer) -> None:
         # Lightning would leave out batches whose gradients no step has used yet.
         for progress in (batches.total, batches.current):
             vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
+        return True
+    return False
 
 
 class Patience(EarlyStopping):

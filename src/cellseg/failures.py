@@ -36,14 +36,22 @@ def explained() -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error
+    except (ValueError, ModuleNotFoundError) as error:  # by a flag of the trainer
+        if "lightning" not in _raised_in(error).parts:
+            raise
+        raise InputError(f"--trainer: {error}") from error
 
 
 def _is_of_a_loader(error: Exception) -> bool:
     """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
+    raised_in = _raised_in(error).parent.name
     fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
     shared = re.search(r"/torch_\d+_", str(error))  # the name of a file in shared memory
     return fetching or str(error).startswith("DataLoader worker") or shared is not None
+
+
+def _raised_in(error: Exception) -> Path:
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename)
 
 
 @contextmanager

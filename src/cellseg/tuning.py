@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cellseg.atomic import draft
+from cellseg.callbacks import BestAndLast
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
 from cellseg.instances import Decoding, decode
@@ -79,7 +80,7 @@ class Tuning(pl.Callback):
         if not trainer.is_global_zero or not self.images:
             return
         if best is None:
-            score = getattr(trainer.checkpoint_callback, "monitor", "score")
+            score = getattr(_checkpoint_of(trainer), "monitor", "score")
             log.warning(
                 f"No {score} was logged, so there is no best checkpoint, and not tuned: "
                 f"{_flags(pl_module.decoding)}"
@@ -157,8 +158,15 @@ class Tuning(pl.Callback):
         return predictions
 
 
+def _checkpoint_of(trainer: pl.Trainer) -> Any:
+    """The callback that keeps the best; users may add others, which keep what they like."""
+    callbacks = trainer.checkpoint_callbacks
+    ours = (callback for callback in callbacks if isinstance(callback, BestAndLast))
+    return next(ours, trainer.checkpoint_callback)
+
+
 def _best_of(trainer: pl.Trainer) -> Path | None:
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    best = getattr(_checkpoint_of(trainer), "best_model_path", "")
     return Path(best) if best and Path(best).is_file() else None
 
 

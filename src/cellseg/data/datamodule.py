@@ -123,6 +123,10 @@ class NucleiDataModule(pl.LightningDataModule):
         shard: str | None = None,
     ) -> None:
         super().__init__()
+        # On the command line they are paths already.
+        root, cache_dir, test_dir, predict_dir = (
+            path and Path(path) for path in (root, cache_dir, test_dir, predict_dir)
+        )
         if min(crops_per_epoch, batch_size) < 1:
             raise InputError("--data.crops_per_epoch and --data.batch_size must be positive")
         if min(synthetic, num_workers or 0, seed) < 0:
@@ -135,7 +139,7 @@ class NucleiDataModule(pl.LightningDataModule):
             )
         if not 0 <= balance <= 1:
             raise InputError(f"--data.balance {balance:g}: must lie in 0 to 1")
-        if len(preds_dir or []) > 2:
+        if len(preds_dir or []) > 2 or "" in (preds_dir or []):
             raise InputError("--data.preds_dir: takes one folder, or two to compare as A,B")
         low, high = map(float, percentiles)
         # What a model must be given again; the rest belongs to the run, not to the model.
