@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from cellseg.data import files
 from cellseg.data.cache import pixel_digest
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.dataset import CropDataset, WholeImageDataset, local_labels, to_tensor
@@ -27,6 +28,7 @@ from cellseg.data.samplers import EndlessSampler, Share
 from cellseg.data.transforms import Augmentation
 
 CROP = 16
+GRADIENT = np.linspace(0, 1, 81, dtype=np.float32).reshape(9, 9)
 SIDE = 22  # of the window for such a crop: with an image of this size only the changes differ
 
 # From Python 3.12 on; the workers fork before anything here starts a thread that matters.
@@ -307,7 +309,8 @@ def test_a_bad_file_is_an_error_item_among_good_ones(tmp_path: Path) -> None:
     dataset = FileDataset(tmp_path, files, Reading((0.0, 100.0)))
     items = [dataset[index, False] for index in range(len(dataset))]
     assert [item["file"] for item in items] == names
-    assert [item["stem"] for item in items] == stems
+    read = [item["about"].value for item in items if not item["error"]]
+    assert [(about.file, about.stem) for about in read] == [files[0], files[-1]]
     assert not any(item["repeat"] for item in items)
     assert dataset[0, True]["repeat"]
     assert "image" not in dataset[0, True]  # another process reads it
@@ -317,7 +320,7 @@ def test_a_bad_file_is_an_error_item_among_good_ones(tmp_path: Path) -> None:
         assert "image" not in item
     expected = np.stack([grey / grey.max()] * 3)[None]
     np.testing.assert_allclose(items[0]["image"].numpy(), expected, atol=1e-6)
-    assert items[0]["note"] == ""
+    assert items[0]["about"].value.note == ""
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (17, 33), (100, 160)])
@@ -337,8 +340,8 @@ def test_nan_pixels_are_left_out_with_a_note(tmp_path: Path) -> None:
         tmp_path, [("clean.tif", "clean"), ("holes.tif", "holes")], Reading((1.0, 99.0))
     )
     good, holes = dataset[0, False], dataset[1, False]
-    assert good["note"] == "" and holes["error"] == ""
-    assert "NaN or infinite" in holes["note"]
+    assert good["about"].value.note == "" and holes["error"] == ""
+    assert "NaN or infinite" in holes["about"].value.note
     assert torch.isfinite(holes["image"]).all()
     torch.testing.assert_close(
         holes["image"][..., 1:, :], good["image"][..., 1:, :], atol=0.01, rtol=0
@@ -379,3 +382,25 @@ def test_a_resume_on_fewer_devices_takes_new_crops() -> None:
         data.trainer.global_step = step  # type: ignore[misc]
         taken.append(data._crops_taken())
     assert taken == [16000, 16000, 16008, 17000]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "note"),
+    [
+        (np.float32(1) + GRADIENT / 2000, "hardly any contrast: nearly all values lie between 1.0"),
+        (np.full((9, 9), 7, np.uint8), "hardly any contrast: nearly all values lie between 7 "),
+        (np.float32(1) + GRADIENT / 200, ""),
+        ((30000 + 100 * GRADIENT).astype(np.uint16), ""),
+    ],
+)
+def test_an_image_of_hardly_any_contrast_is_told(
+    pixels: np.ndarray, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack")
+    for large in (False, True):
+        if large:
+            monkeypatch.setattr(files, "LARGE", 1)
+        item = FileDataset(tmp_path, [("a.tif", "a")], Reading((1.0, 99.8)))[0, False]
+        assert ("large" in item) == large
+        said = item["about"].value.note
+        assert said.startswith(note) and bool(said) == bool(note)

@@ -489,3 +489,20 @@ def test_one_image_beside_its_label_image_is_no_nucleus(mask: str, tmp_path: Pat
     (sample,), missing, orphans = find_samples(tree)
     assert (sample.id, missing, orphans) == ("plate/a", [], [])
     assert load(tree, sample)[1].max() == labels.max() > 1
+
+
+def test_a_folder_named_images_may_hold_the_labels_too(tmp_path: Path) -> None:
+    names = ["images/a.tif", "images/a_labels.tif", "labels/b.tif", "labels/b_masks.png"]
+    samples, missing, left = find_samples(open_tree(as_folder(tmp_path / "one", names[:2])))
+    assert [(sample.image, sample.masks) for sample in samples] == [(names[0], (names[1],))]
+    assert (missing, left) == ([], [])
+    samples, missing, left = find_samples(open_tree(as_folder(tmp_path / "two", names[2:])))
+    assert [(sample.image, sample.masks) for sample in samples] == [(names[2], (names[3],))]
+    assert (missing, left) == ([], [])
+
+
+def test_predictions_of_plates_with_equal_names_are_told_apart(tmp_path: Path) -> None:
+    names = [f"p{plate}/images/a_labels.tif" for plate in (1, 2)]
+    folder = as_folder(tmp_path, names)
+    found = find_predictions(folder, ["p1/a", "p2/a"])
+    assert found == {f"p{plate}/a": folder / name for plate, name in enumerate(names, start=1)}

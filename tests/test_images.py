@@ -454,6 +454,15 @@ def test_fault_08_a_channel_that_is_not_there_is_refused_with_those_that_are(cha
         ),
         # Of pixels that are no squares, a length would be wrong in one direction.
         ({"ome": True, "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.6}}, None),
+        (
+            {
+                "ome": True,
+                "resolution": (20000, 20000),
+                "resolutionunit": "CENTIMETER",
+                "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.6},
+            },
+            None,
+        ),
         ({"imagej": True, "resolution": (4, 2), "metadata": {"unit": "um"}}, None),
         ({"resolution": (20000, 10000), "resolutionunit": "centimeter"}, None),
         ({"resolution": (20000, 20000), "resolutionunit": "centimeter"}, 0.5),

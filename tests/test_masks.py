@@ -9,6 +9,8 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from skimage.measure import label
+from skimage.segmentation import find_boundaries
 
 from cellseg.data.advice import check_annotations, is_half_annotated
 from cellseg.data.cache import load, prepare
@@ -166,3 +168,15 @@ def test_a_nucleus_outlined_in_two_parts_is_one(tmp_path: Path) -> None:
     tree = open_tree(tmp_path)
     labels = read_masks(tree, find_samples(tree)[0][0], (40, 40))
     assert np.bincount(labels.ravel()).tolist() == [40 * 40 - 160, 160]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_lone_mask_beside_a_lone_image_may_be_of_all_nuclei(binary: bool, tmp_path: Path) -> None:
+    image, labels = generate(3, size=96)
+    apart = np.where(find_boundaries(labels), 0, labels).astype(np.uint16)
+    for folder in ("images", "masks"):
+        (tmp_path / "s0" / folder).mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "s0" / "images" / "image.png")
+    mask = (255 * (apart > 0)).astype(np.uint8) if binary else apart
+    Image.fromarray(mask).save(tmp_path / "s0" / "masks" / "mask.png")
+    assert load_only(tmp_path).max() == label(apart).max() > 3

@@ -25,11 +25,12 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from cellseg import __version__
+from cellseg.data.about import About
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.synthetic import generate
 from cellseg.predict import formats, pictures, results, writer
 from cellseg.predict.lanes import Lanes
-from cellseg.predict.results import About, write_results
+from cellseg.predict.results import write_results
 from conftest import SHARED, SMALL, cellseg, find_checkpoint
 
 Predict = Callable[..., tuple[int, Path]]
@@ -220,7 +221,7 @@ def test_fault_2_what_is_no_file_is_an_error_row_with_its_cause(
     assert said == {
         "pipe.png": "pipe.png: neither a file nor a folder; leave it out",
         "gone.png": "gone.png: cannot be read: No such file or directory",
-        "plain": "plain: cannot be read: a folder that is no zarr image",
+        "plain": "plain: cannot be read: a folder, but no zarr image; name the images in it",
     }
 
 

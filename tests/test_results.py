@@ -23,11 +23,13 @@ from skimage.measure import regionprops
 from cellseg.data.images import read_labels, read_recording
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
+from cellseg.instances import Decoding
 from cellseg.predict import formats, pictures
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.journal import Journal
 from cellseg.predict.store import Place
 from cellseg.predict.tables import write_tables
+from cellseg.predict.writer import PredictionWriter
 from conftest import cellseg
 
 Run = Callable[..., int]
@@ -791,3 +793,39 @@ def test_an_image_that_the_model_is_unsure_of_is_marked(predict: Run, tmp_path: 
     assert float(odd["confidence"]) < 0.8 < 0.9 < float(nuclei["confidence"])
     assert odd["unusual"].startswith("confidence below")
     assert not nuclei["unusual"]
+
+
+def test_results_of_images_that_are_gone_stay_and_are_named(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png", 4)
+    assert predict() == 0
+    assert "stay" not in capfd.readouterr().err
+    (tmp_path / "in" / "b.png").unlink()
+    assert predict() == 0
+    assert "The results of 1 images that are not in this run stay" in capfd.readouterr().err
+    assert (tmp_path / "out" / "b_labels.tif").is_file()
+    assert [row["file"] for row in table(tmp_path / "out" / "summary.csv")] == ["a.png"]
+
+
+def test_a_maximum_over_time_is_told(predict: Run, tmp_path: Path) -> None:
+    pixels = np.stack([generate(number, size=64)[0][..., 0] for number in range(6)])
+    (tmp_path / "in").mkdir()
+    for name, axes, shape in (("film", "TZYX", (2, 3)), ("depth", "ZYX", (6,))):
+        planes = pixels.reshape(*shape, 64, 64)
+        path = tmp_path / "in" / f"{name}.tif"
+        tifffile.imwrite(path, planes, imagej=True, metadata={"axes": axes})
+    assert predict("--data.plane", "max", "--output.formats", "labels") == 0
+    depth, film = table(tmp_path / "out" / "summary.csv")
+    assert "maximum" not in depth["message"]
+    assert "maximum over T and Z" in film["message"]
+
+
+def test_an_image_that_waits_for_its_lane_is_left_when_the_run_is_stopped(tmp_path: Path) -> None:
+    writer = PredictionWriter(tmp_path)
+    asked = []
+    batch = {"file": "a", "error": ""}
+    writer.processes.stop("SIGTERM")
+    writer._do(batch, lambda: asked.append(1), Decoding())
+    assert not asked

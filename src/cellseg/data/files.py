@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from cellseg.data.about import About
 from cellseg.data.channels import to_rgb_planes
 from cellseg.data.digests import digest_of, size_and_time
-from cellseg.data.images import read_recording, select_planes
-from cellseg.data.intensity import intensity_limits, normalise
+from cellseg.data.images import projected, read_recording, select_planes
+from cellseg.data.intensity import intensity_limits, normalise, note_on_contrast
 from cellseg.data.large import LargeImage, left_out
 from cellseg.data.listing import readable
 from cellseg.data.recording import unreadable
@@ -73,22 +74,19 @@ class Files:
 
 
 class Held:
-    """A tensor as it is, which Lightning would convert to the precision of the network."""
+    """A value as it is; loaders and Lightning would convert what is in it."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class FileDataset(Dataset[dict[str, Any]]):
     """Image files to predict; one that cannot be read is an item with its `error`.
 
-    Items: `file` (relative name), `stem` (of its results), `repeat` (see `samplers.Share`),
-    `note`, `error` (empty where all is well), and without an error `image` (P, 3, H, W) float32 and
-    `pixels` (P, H, W, C) as recorded, `Held`, or a `LargeImage` as `large`; `channels`, whether
-    they are a `colour` picture, `planes` (the name of each, empty for a file of one plane), `axes`
-    and `shape` of the planes, both of all planes in the file as `stack`, `pixel_size` and
-    `z_step` (um or None), `invert` and `diameter` (see `Reading`), and `size`, `mtime` and
-    `sha256`.
+    Items: `file` (relative name), `repeat` (see `samplers.Share`), `error` (empty where all is
+    well), and without an error `image` (P, 3, H, W) float32 and `pixels` (P, H, W, C) as recorded,
+    `Held`, or a `LargeImage` as `large`; an `About`, `Held`, as `about`; `invert` and `diameter`
+    (see `Reading`), and `size`, `mtime` and `sha256`.
 
     Args:
         base: What the names are relative to.
@@ -107,49 +105,58 @@ class FileDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, place: tuple[int, bool]) -> dict[str, Any]:
         index, repeat = place
         name, stem = self.files[index]
-        item = {"file": name, "stem": stem, "repeat": repeat, "error": "", "note": ""}
+        item = {"file": name, "repeat": repeat, "error": ""}
         if repeat:  # it may be huge
             return item | {"error": "done by another process"}
         try:
-            return item | self._read(name)
+            return item | self._read(name, stem)
         except InputError as error:
             return item | {"error": str(error)}
         except (ValueError, OSError, MemoryError) as error:
             return item | {"error": str(unreadable(readable(name), error))}
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, stem: str) -> dict[str, Any]:
         path, how = self.base / name, self.reading
         if readable(name) != name:
             raise InputError(f"{readable(name)}: its name is not valid Unicode; rename it")
         size, mtime = size_and_time(path)
         recording = read_recording(path, name, by_windows=True)
         stack = recording.plane_axes, recording.plane_shape
+        content: dict[str, Any]
         if math.prod(recording.pixels.shape[:3]) > LARGE:
             large = LargeImage(recording, how.plane, how.channel, how.percentiles)
-            content = {"large": large, "note": large.note}
-            planes, axes, shape = large.planes, large.axes, large.sizes
+            content = {"large": large}
+            planes, axes, shape, note = large.planes, large.axes, large.sizes, large.note
         else:
             recording = select_planes(recording, how.plane)
             pixels, note = to_rgb_planes(recording, how.channel)
-            image = normalise(pixels, intensity_limits(pixels, how.percentiles))
+            limits = intensity_limits(pixels, how.percentiles)
+            image = normalise(pixels, limits)
             bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
             content = {
                 "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
                 "pixels": Held(
                     torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"]))
                 ),
-                "note": "; ".join(filter(None, [note, left_out(bad)])),
             }
             planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape
+            notes = [note, left_out(bad), note_on_contrast(limits, pixels.dtype)]
+            note = "; ".join(filter(None, notes))
+        about = About(
+            file=name,
+            stem=stem,
+            planes=planes,
+            axes=axes,
+            shape=shape,
+            stack=stack,
+            channels=recording.channels,
+            colour=recording.colour,
+            pixel_size=how.pixel_size or recording.pixel_size,
+            z_step=recording.z_step,
+            note="; ".join(filter(None, [note, projected(how.plane, stack[0])])),
+        )
         return content | {
-            "channels": recording.channels,
-            "colour": recording.colour,
-            "stack": stack,
-            "planes": planes,
-            "axes": axes,
-            "shape": shape,
-            "pixel_size": how.pixel_size or recording.pixel_size,
-            "z_step": recording.z_step,
+            "about": Held(about),
             "invert": how.invert,
             "diameter": how.diameter,
             "size": size,

@@ -128,8 +128,8 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     for folder, names in folders.items():
         if folder.name in MASKS and folder.parent / "images" in folders:
             continue
-        if folder.name == "images" and any(map(is_image, names)):
-            masks = [mask for name in MASKS for mask in folders.get(folder.parent / name, [])]
+        masks = [mask for name in MASKS for mask in folders.get(folder.parent / name, [])]
+        if folder.name == "images" and masks and any(map(is_image, names)):
             images += _paired(folder.parent, list(filter(is_image, names)), masks)
         else:
             images += _flat(names)
@@ -146,7 +146,8 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
             )
     used = {mask for sample in samples for mask in sample.masks}
     every = {name for names in folders.values() for name in names if _is_mask(name)}
-    return [by_id[key] for key in sorted(by_id)], missing, sorted(every - used)
+    unused = every - used - {image.image for image in images}
+    return [by_id[key] for key in sorted(by_id)], missing, sorted(unused)
 
 
 def _is_mask(name: str) -> bool:
@@ -213,7 +214,9 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
         if is_image(name) and not path.stem.endswith("_overlay"):
             suffix = next(end for end in (*PREDICTED, "") if path.stem.endswith(end))
             stem = path.stem.removesuffix(suffix)
-            for key in {stem, str(path.parent / stem)}:
+            # An id leaves out the folder `images`, which `predict` has kept.
+            folder_of = path.parent.parent if path.parent.name == "images" else path.parent
+            for key in {stem, str(folder_of / stem), str(path.parent / stem)}:
                 found[key].append(name)
     chosen = {}
     marked = any(_is_marked(name) for sample in ids for name in found.get(sample, ()))

@@ -81,6 +81,17 @@ def select_planes(recording: Recording, plane: str) -> Recording:
     return replace(recording, pixels=pixels, planes=places, plane_axes="", plane_shape=())
 
 
+def projected(plane: str, axes: str) -> str:
+    """A note on a maximum over more than the depth.
+
+    Args:
+        plane: See `planes_of`.
+        axes: What the planes of the file are.
+    """
+    over = plane == "max" and "T" in axes
+    return f"maximum over {' and '.join(axes)}; --data.plane all keeps time apart" if over else ""
+
+
 def read_one_plane(source: Path | bytes, name: str = "") -> Recording:
     """As `read_recording`, but a stack is refused."""
     return _of_one_plane(read_recording(source, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +59,23 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
         (..., H, W, C) float32 in [0, 1]; NaN becomes 0.
     """
     low, high = (float(limit) for limit in limits)
-    floor = 1e-3 * max(abs(low), abs(high), 1e-30)
-    if image.dtype.kind in "ui":
-        floor = max(floor, 1.0)
-    span = max(high - low, floor)
+    span = max(high - low, _least_span(limits, image.dtype))
     # Floating images in double precision, where the widest range of float32 does not overflow.
     wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
     scaled: Array = (np.clip(wide, low, low + span) - low) / span
     if image.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0)
     return np.asarray(scaled, np.float32)
+
+
+def note_on_contrast(limits: Array, dtype: np.dtype[Any]) -> str:
+    """A note on an image of so little contrast that `normalise` leaves some of it out."""
+    low, high = (float(limit) for limit in limits)
+    if high - low >= _least_span(limits, dtype):
+        return ""
+    return f"hardly any contrast: nearly all values lie between {low:.7g} and {high:.7g}"
+
+
+def _least_span(limits: Array, dtype: np.dtype[Any]) -> float:
+    least = 1e-3 * max(*(abs(float(limit)) for limit in limits), 1e-30)
+    return max(least, 1.0) if dtype.kind in "ui" else least

@@ -11,7 +11,7 @@ from torch import Tensor
 from cellseg.data.channels import channels_of, colours_of, three
 from cellseg.data.dataset import to_tensor
 from cellseg.data.images import as_number, planes_of
-from cellseg.data.intensity import limits_of, normalise, sampling_step
+from cellseg.data.intensity import limits_of, normalise, note_on_contrast, sampling_step
 from cellseg.data.recording import COLOURS, Array, Recording, Windows
 
 # Side in px of the windows that are read to look at the whole.
@@ -60,7 +60,8 @@ class LargeImage:
             self._channels, note = colours_of(seen)
             seen = seen[..., self._channels]
         self._limits = limits_of(three(seen), percentiles)
-        self.note = "; ".join(filter(None, [note, left_out(self._bad)]))
+        notes = [note, left_out(self._bad), note_on_contrast(self._limits, seen.dtype)]
+        self.note = "; ".join(filter(None, notes))
 
     @classmethod
     def of_array(cls, pixels: Array, percentiles: tuple[float, float]) -> LargeImage:

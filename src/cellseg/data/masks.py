@@ -30,7 +30,8 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
                 f"{name}: {mask.shape[0]} x {mask.shape[1]} px, but its image {sample.image} "
                 f"has {shape[0]} x {shape[1]}"
             )
-    if not sample.whole:
+    # Beside a lone image a lone mask, of any name, may be that of its only nucleus or of all.
+    if not sample.whole and (len(masks) > 1 or _is_of_one(masks[0])):
         return merge_masks(masks)
     if sample.masks[0].lower().endswith(OUTLINES):  # each is a nucleus, whatever its parts
         return _compact(relabel_sequential(masks[0])[0])
@@ -45,6 +46,13 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
             "interpolation, as TIFF or PNG"
         )
     return labels
+
+
+def _is_of_one(mask: Array) -> bool:
+    """Whether a mask can be that of a single nucleus, being of one value and in one piece."""
+    from skimage.measure import label
+
+    return bool(mask.max() == mask[mask > 0].min(initial=mask.max()) and label(mask > 0).max() < 2)
 
 
 def merge_masks(masks: Sequence[Array]) -> Array:

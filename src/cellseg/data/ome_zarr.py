@@ -69,7 +69,7 @@ def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | No
     try:
         found = zarr.open(path, mode="r")
     except FileNotFoundError as error:
-        raise ValueError("a folder that is no zarr image") from error
+        raise ValueError("a folder, but no zarr image; name the images in it") from error
     if isinstance(found, zarr.Array):
         return found, "TCZYX"[-found.ndim :], ((), None, None)
     if _metadata(found).get("multiscales") is None:

@@ -63,7 +63,7 @@ def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Re
 def _read_file(file: File, name: str, by_windows: Path | bytes) -> Recording:
     head = file.read(12)
     if not head:
-        raise InputError(f"{name}: the file is empty")
+        raise InputError(f"{name}: the file is empty; copy it again")
     file.seek(0)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         recording = read_tiff(file, name, by_windows if isinstance(by_windows, Path) else None)

@@ -70,7 +70,7 @@ def arrange(
 ) -> Recording:
     """Pixels of any axes as planes, rows, columns, channels (C and S; for colour only S)."""
     if pixels.dtype.kind not in "buif":
-        raise InputError(f"{name}: pixels of type {pixels.dtype} are not supported")
+        raise InputError(f"{name}: pixels of type {pixels.dtype} are no grey levels")
     if 0 in pixels.shape:
         raise InputError(f"{name}: the image has no pixels")
     of_channels = "S" if colour and "S" in axes else "CS"

@@ -56,7 +56,7 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
         page = series.keyframe
         check_ratio(name, series.nbytes, file)
         if _is_cut_off(tiff, series):
-            raise InputError(f"{name}: the file is cut off")
+            raise InputError(f"{name}: the file is cut off; copy it again")
         jpeg = page.compression == tifffile.COMPRESSION.JPEG
         if page.photometric not in PLAIN and not (
             jpeg and page.photometric == tifffile.PHOTOMETRIC.YCBCR
@@ -131,7 +131,7 @@ def _single_image(tiff: Any, name: str) -> Any:
     # Smaller copies besides the image: thumbnails, and pyramids that are not OME's.
     images = [s for s in tiff.series if not s.keyframe.is_reduced] or list(tiff.series)
     if not images:
-        raise InputError(f"{name}: no image in it; the file is cut off or damaged")
+        raise InputError(f"{name}: no image in it; the file is cut off or damaged; copy it again")
     if len(images) > 1:
         raise InputError(f"{name}: holds {len(images)} images; save the one to segment alone")
     return images[0]
@@ -188,6 +188,7 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
     """Names of the channels, the size of a pixel and the step in z in um, where it has them."""
     names: Sequence[str | None] = ()
     pixel_size = z_step = None
+    told = False  # perhaps that pixels are not square
     if tiff.is_ome:
         with suppress(ElementTree.ParseError):
             image = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
@@ -201,6 +202,7 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
                     for axis in "XYZ"
                 )
                 pixel_size = side_of_square(x, y)
+                told = x is not None or y is not None
     elif tiff.is_imagej:
         metadata = tiff.imagej_metadata or {}
         count = metadata.get("channels", 0)
@@ -212,7 +214,7 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
         pixel_size = _side(page, unit)
         z_step = in_micrometres(metadata.get("spacing"), unit)
     unit = {2: "inch", 3: "cm"}.get(page.resolutionunit, "")
-    return names, pixel_size or _side(page, unit), z_step
+    return names, pixel_size if told else pixel_size or _side(page, unit), z_step
 
 
 def _side(page: Any, unit: str) -> float | None:

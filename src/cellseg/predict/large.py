@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cellseg.data.about import About
 from cellseg.instances import Decoding, narrow
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import probs_on_disk, write_label_strips, write_labels
@@ -20,7 +21,6 @@ from cellseg.predict.pictures import outlined, shrunk, to_bytes
 from cellseg.predict.results import (
     FORMATS,
     SIDE,
-    About,
     diameter_counts,
     summary_row,
     table_text,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.data.about import About
 from cellseg.instances import equivalent_diameter
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import write_labels, write_probs
@@ -29,59 +30,6 @@ FORMATS = (
 SIDE = 2048
 # The confidence of no validation image of nuclei-1 is lower, see `docs/outputs.md`.
 UNSURE = 0.83
-
-
-@dataclass(frozen=True)
-class About:
-    """What is known of an image besides its pixels.
-
-    Attributes:
-        file: Relative POSIX name.
-        stem: What its results are called.
-        planes: Index of each plane in the file; empty for a file of one plane.
-        axes: What the planes are, such as "TZ", with as many numbers of them in `shape`.
-        shape: Of the planes; their product is P.
-        stack: `axes` and `shape` of the file, of which not all planes may be wanted.
-        channels: Names of the C channels.
-        colour: Whether they are red, green and blue of one picture.
-        pixel_size: In um, or None.
-        z_step: Distance of two planes of Z in um, or None.
-        scale: Factor by which the image was enlarged for the network.
-        note: For the summary.
-    """
-
-    file: str
-    stem: str
-    planes: Sequence[int]
-    axes: str
-    shape: tuple[int, ...]
-    stack: tuple[str, tuple[int, ...]]
-    channels: Sequence[str]
-    colour: bool
-    pixel_size: float | None
-    z_step: float | None
-    scale: float
-    note: str
-
-    @property
-    def plane_names(self) -> list[str]:
-        """What the tables call the planes."""
-        return [str(plane) for plane in self.planes] or [""]
-
-    @property
-    def positions(self) -> list[tuple[int, int]]:
-        """Where each of `planes` lies, in z and in time; axes of other names count as z."""
-        axes, shape = self.stack
-        if axes not in ("T", "TZ", "ZT"):
-            return [(plane, 0) for plane in self.planes]
-        numbers = (np.unravel_index(plane, shape) for plane in self.planes)
-        places = [dict(zip(axes, map(int, each), strict=True)) for each in numbers]
-        return [(place.get("Z", 0), place["T"]) for place in places]
-
-    @property
-    def is_hyperstack(self) -> bool:
-        """Whether ImageJ counts the images of the file by more than one number."""
-        return len(self.stack[0]) > 1 or (len(self.channels) > 1 and not self.colour)
 
 
 @dataclass(frozen=True)

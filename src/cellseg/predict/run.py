@@ -125,6 +125,12 @@ class Run:
             totals = write_tables(
                 self.journal, told, self.formats, {**run, "left": left} if left else run
             )
+            stay = sorted(self.journal.entries.keys() - set(files))
+            if stay:
+                log.info(
+                    "The results of %s images that are not in this run stay, and the tables leave "
+                    "them out: %s", f"{len(stay):,}", few(stay),
+                )  # fmt: skip
             page = "report.html" if "report" in self.formats else "summary.csv"
             said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
             log.info("%s; see %s", said, self.dir / page)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cellseg.predict.drafts import Drafts
 from cellseg.predict.lanes import Lanes
 from cellseg.predict.large import LargeResult
 from cellseg.predict.processes import Processes
-from cellseg.predict.results import FORMATS, About, Result, write_results
+from cellseg.predict.results import FORMATS, Result, write_results
 from cellseg.predict.run import Run
 from cellseg.predict.store import Place
 from cellseg.signals import EXIT_CODES
@@ -155,6 +156,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def _do(self, batch: Mapping[str, Any], find: Callable[[], Any], decoding: Any) -> None:
         """Find the nuclei of one file and write what there is of them; runs in a lane."""
+        if self.processes.asked:  # to stop, while this one was waiting for its lane
+            return
         try:
             self._write(batch, find, decoding)
         except OutputError as error:
@@ -174,20 +177,9 @@ class PredictionWriter(BasePredictionWriter):
         if batch["error"]:
             return self._fail(file, batch["error"])
         prediction = find()
-        about = About(
-            file=file,
-            stem=batch["stem"],
-            planes=batch["planes"],
-            axes=batch["axes"],
-            shape=tuple(batch["shape"]),
-            stack=batch["stack"],
-            channels=batch["channels"],
-            colour=batch["colour"],
-            pixel_size=batch["pixel_size"],
-            z_step=batch["z_step"],
-            scale=prediction["scale"],
-            note="; ".join(filter(None, [batch["note"], _adapted(prediction)])),
-        )
+        about = batch["about"].value
+        note = "; ".join(filter(None, [about.note, _adapted(prediction)]))
+        about = replace(about, note=note, scale=prediction["scale"])
         with Drafts(dir, about.stem) as drafts:
             if "large" in batch:
                 kept = LargeResult(
@@ -198,7 +190,7 @@ class PredictionWriter(BasePredictionWriter):
                     labels=prediction["labels"],
                     probs=prediction["probs"],
                     image=batch["image"].float().permute(0, 2, 3, 1).numpy(),
-                    pixels=batch["pixels"].tensor.numpy(),
+                    pixels=batch["pixels"].value.numpy(),
                 )
                 kept, drafts.written = self._lanes.aside(
                     write_results, about, result, drafts, self.formats, self.expand
