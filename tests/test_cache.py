@@ -161,7 +161,8 @@ def test_an_entry_is_known_by_content_not_by_name(tmp_path: Path, zipped: bool) 
 def test_the_same_files_read_as_one_mask_or_as_masks_are_two_entries(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(png(np.zeros((4, 4))))
     (tmp_path / "mask.png").write_bytes(png(255 * np.eye(4)[[0, 1, 3, 2]] * [1, 0, 1, 1]))
-    both = [Sample("a", "image.png", ("mask.png",), whole) for whole in (True, False)]
+    masks = ("mask.png", "mask.png")
+    both = [Sample("a", "image.png", masks, whole) for whole in (True, False)]
     one, several = prepare(Tree(tmp_path), both, tmp_path / "cache")
     assert one.labels().max() == 2
     assert several.labels().max() == 1

@@ -37,7 +37,7 @@ CKPT_PATH = {
     "--trainer.default_root_dir; by default nuclei-1.",
 }
 CKPT_PATH["predict"] = CKPT_PATH["validate"]
-CKPT_PATH["test"] = CKPT_PATH["validate"] + " A folder is of the runs of all folds."
+CKPT_PATH["test"] = f"{CKPT_PATH['validate']} A folder scores the best of each fold below it."
 # By group, what `predict` uses of the flags that it shares with `fit`.
 PREDICT = {
     "data": "predict_dir channel plane invert diameter pixel_size include exclude shard "
@@ -75,7 +75,7 @@ def parser_options() -> dict[str, Any]:
         }
         for command, text in DESCRIPTIONS.items()
     }
-    own["predict"]["epilog"] = "The config of a training will do as well."
+    own["predict"]["epilog"] = "A config of fit is accepted too; what is not used here is ignored."
     examples = "\n".join(f"  {example}" for example in EXAMPLES.values())
     description = f"Find cell nuclei in microscope images.\n\n{examples}"
     return {

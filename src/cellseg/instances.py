@@ -21,7 +21,7 @@ SIGMA = 5
 
 @dataclass(frozen=True)
 class Decoding:
-    """How probabilities become nuclei; a model has levels of its own, to which it was tuned.
+    """How probabilities become nuclei; the levels that a model was tuned to replace the defaults.
 
     Args:
         threshold: Foreground probability above which a pixel belongs to a nucleus.

@@ -74,9 +74,7 @@ def choose(runtime: Name, single_precision_on_cpu: bool, ranges: object = None) 
     if runtime == "auto":
         return "openvino" if installed and single_precision_on_cpu else "torch"
     if not installed:
-        raise InputError(
-            f"--predict.runtime {runtime} needs the extra: pip install 'cellseg[openvino]'"
-        )
+        raise InputError(f"--predict.runtime {runtime} needs OpenVINO: pip install openvino")
     if not single_precision_on_cpu:
         raise InputError(
             f"--predict.runtime {runtime} computes on CPUs in single precision; leave out "

@@ -23,7 +23,7 @@ from cellseg.errors import InputError
 log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the content of an entry changes its meaning.
-FORMAT = "3"
+FORMAT = "4"
 
 
 @dataclass(frozen=True)

@@ -171,4 +171,5 @@ def _read_czi(file: File, name: str) -> Recording:
 
 
 def _missing(name: str, suffix: str) -> InputError:
-    return InputError(f"{name}: reading {suffix} needs the extra: pip install 'cellseg[vendor]'")
+    package = {".nd2": "nd2", ".czi": "'czifile<2026'"}[suffix]
+    return InputError(f"{name}: reading {suffix} needs another package: pip install {package}")
