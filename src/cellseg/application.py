@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -27,6 +27,7 @@ from cellseg.arguments import (
     DESCRIPTIONS,
     PredictHelpFormatter,
     bracket_lists,
+    check,
     explain,
     find_configs,
     parser_options,
@@ -165,7 +166,7 @@ class Application(LightningCLI):
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
             raise InputError(explain(str(error), command, known)) from error
-        self._check_kinds()
+        check(self.config.subcommand, self.config[self.config.subcommand])
         if self.choice is not None:
             # Lightning loads a whole checkpoint, and the task mere weights.
             config, choice = self.config[self.config.subcommand], self.choice
@@ -174,28 +175,6 @@ class Application(LightningCLI):
                 raise InputError(f"{self.config.subcommand} needs a model: --ckpt_path CKPT")
             if "weights" in config.model:
                 config.model.weights = None if choice.whole else choice.name
-
-    def _check_kinds(self) -> None:
-        """Refuse what the parser lets through and Lightning fails at."""
-        config = self.config[self.config.subcommand]
-        for group in ("data", "model", "trainer"):
-            if not isinstance(config[group], Namespace):
-                raise InputError(f"{group}: {config[group]} is no group of settings; see --help")
-        if config.trainer.overfit_batches:
-            raise InputError(
-                "--trainer.overfit_batches draws its own crops; a few images and --data.augment 0 "
-                "show the same"
-            )
-        if config.trainer.accumulate_grad_batches < 1:
-            raise InputError("--trainer.accumulate_grad_batches: must be 1 or more")
-        if config.trainer.enable_checkpointing is False and self.config.subcommand == "fit":
-            raise InputError(
-                "--trainer.enable_checkpointing false: fit keeps its best and last checkpoint; "
-                "leave the flag out"
-            )
-        seed = config.seed_everything
-        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
-            raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let what the checkpoint stored override the user's flags."""

@@ -12,9 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 
 from cellseg import __version__
+from cellseg.errors import InputError
 
 EXAMPLES = {
     "fit": "cellseg fit --config nuclei.yaml --data.root stage1_train.zip",
@@ -128,6 +129,36 @@ def bracket_lists(args: Sequence[str], groups: Mapping[str, type]) -> list[str]:
             value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
         done.append(flag + equals + value)
     return done
+
+
+def check(command: str, settings: Namespace) -> None:
+    """Refuse what the parser lets through and Lightning fails at.
+
+    Args:
+        command: The subcommand.
+        settings: Its own.
+
+    Raises:
+        InputError: A value is of no use.
+    """
+    for group in ("data", "model", "trainer"):
+        if not isinstance(settings[group], Namespace):
+            raise InputError(f"{group}: {settings[group]} is no group of settings; see --help")
+    trainer, seed = settings.trainer, settings.seed_everything
+    if trainer.overfit_batches:
+        raise InputError(
+            "--trainer.overfit_batches draws its own crops; a few images and --data.augment 0 show "
+            "the same"
+        )
+    if trainer.accumulate_grad_batches < 1:
+        raise InputError("--trainer.accumulate_grad_batches: must be 1 or more")
+    if trainer.enable_checkpointing is False and command == "fit":
+        raise InputError(
+            "--trainer.enable_checkpointing false: fit keeps its best and last checkpoint; leave "
+            "the flag out"
+        )
+    if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+        raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
 
 
 def explain(message: str, command: str, known: Sequence[str]) -> str:

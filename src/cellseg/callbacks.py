@@ -42,6 +42,7 @@ class BestAndLast(ModelCheckpoint):
             # The slash of the metric's name would make a folder.
             auto_insert_metric_name=False,
         )
+        self._buffers: dict[str, Tensor] = {}  # as they were before the batches of a step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
