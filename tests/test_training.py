@@ -626,4 +626,6 @@ def test_a_run_that_goes_on_with_another_logger_knows_its_best(
     assert cellseg("fit", *args, *more) == 0
     assert [*tmp_path.rglob("best*.ckpt")] == [best]
     assert best.read_bytes() == before  # nothing is better than 1
+    (config,) = tmp_path.rglob("config.yaml")
+    assert "max_epochs: 1" in config.read_text()  # as it began
     assert step_of(find_checkpoint(tmp_path)) == 8

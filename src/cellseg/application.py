@@ -202,8 +202,9 @@ class Application(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
-        # The config of a run is part of its log; without a log there is nowhere to keep it.
-        keep = self.subcommand == "fit" and settings.trainer.logger
+        # The config of a run is part of its log; without a log there is nowhere to keep it. One
+        # that goes on has it, with the weights that it started from.
+        keep = self.subcommand == "fit" and settings.trainer.logger and not self._resumed
         self.save_config_callback = SaveConfigCallback if keep else None
 
     def instantiate_classes(self) -> None:
@@ -230,15 +231,21 @@ class Application(LightningCLI):
         except TypeError as error:  # as by --trainer.devices foo
             raise InputError(str(error)) from error
 
+    @property
+    def _resumed(self) -> Path | None:
+        """The folder of the checkpoint that `fit` goes on from, where the run is below its root."""
+        if self.subcommand != "fit" or self.choice is None or not self.choice.whole:
+            return None
+        folder = self.choice.path.absolute().parent
+        root = Path(self.config.fit.trainer.default_root_dir).absolute()
+        return folder if root in folder.parents else None
+
     def _logger(self, root: str) -> TensorBoardLogger:
         if self.subcommand != "fit":
             return TensorBoardLogger(root, name=None, version=self.subcommand)
         version = None
-        if self.choice is not None and self.choice.whole:
-            # A resumed run goes on in its folder, or it would forget which was the best.
-            log_dir = self.choice.path.absolute().parent.parent
-            if log_dir.parent == Path(root).absolute() / "lightning_logs":
-                version = log_dir.name
+        if self._resumed and self._resumed.parents[1] == Path(root).absolute() / "lightning_logs":
+            version = self._resumed.parent.name
         # Lightning's own choice of logger also draws a metric that is always -1.
         return TensorBoardLogger(root, version=version, default_hp_metric=False)
 
@@ -256,11 +263,9 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if self.datamodule.test_dir or self.datamodule.preds_dir:
             log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
-        if self.choice is not None and self.choice.whole:
-            folder, root = self.choice.path.absolute().parent, self.trainer.default_root_dir
-            if Path(root).absolute() in folder.parents:
-                # Elsewhere the run would have a best of its own, however bad.
-                self._get(self.config_init, "checkpoint").dirpath = str(folder)
+        if self._resumed:
+            # Elsewhere, as another logger would have it, it would forget which was the best.
+            self._get(self.config_init, "checkpoint").dirpath = str(self._resumed)
         keep_freed_memory()
         self._get(self.config_init, "dashboard").config_text = self._config_text()
 
