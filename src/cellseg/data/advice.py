@@ -48,8 +48,8 @@ def advise_folds(annotated: Sequence[Annotation], groups: Collection[str]) -> No
     folds = min(5, len(groups))
     if len(annotated) < FEW and folds >= 3:
         log.info(
-            f"A test side of {len(annotated)} images says little. To score all of them, train once "
-            f"with each of --data.fold 0 to {folds - 1} of --data.folds {folds}, below one folder; "
+            "The test side of so few images says little. To score all of them, train once with "
+            f"each of --data.fold 0 to {folds - 1} of --data.folds {folds}, below one folder; "
             "then cellseg test --ckpt_path FOLDER"
         )
 
