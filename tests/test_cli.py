@@ -23,6 +23,7 @@ from cellseg.arguments import EXAMPLES, bracket_lists
 from cellseg.cli import carry_out, main
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
+from cellseg.task import SegmentationTask
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -593,3 +594,14 @@ def test_what_lightning_itself_refuses_is_one_line(
 def test_a_datamodule_in_python_takes_paths_as_text(nuclei: Path, tmp_path: Path) -> None:
     datamodule = NucleiDataModule(root=str(nuclei), cache_dir=str(tmp_path))  # type: ignore[arg-type]
     assert len(datamodule.annotated()[1]) == 12
+
+
+def test_a_mistake_in_a_task_of_ones_own_keeps_its_traceback(nuclei: Path, tmp_path: Path) -> None:
+    class Mistaken(SegmentationTask):
+        def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+            self.log("mine", torch.ones(3))
+            return super().training_step(batch)
+
+    args = ["fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL]
+    with pytest.raises(ValueError, match="single element"):
+        main(list(map(str, args)), model_class=Mistaken)

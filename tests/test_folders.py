@@ -506,3 +506,7 @@ def test_predictions_of_plates_with_equal_names_are_told_apart(tmp_path: Path) -
     folder = as_folder(tmp_path, names)
     found = find_predictions(folder, ["p1/a", "p2/a"])
     assert found == {f"p{plate}/a": folder / name for plate, name in enumerate(names, start=1)}
+    # Where an image is alone in its folder, that is its id.
+    assert find_predictions(folder, ["p1", "p2"]) == {
+        f"p{plate}": folder / name for plate, name in enumerate(names, start=1)
+    }

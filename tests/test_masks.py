@@ -180,3 +180,12 @@ def test_a_lone_mask_beside_a_lone_image_may_be_of_all_nuclei(binary: bool, tmp_
     mask = (255 * (apart > 0)).astype(np.uint8) if binary else apart
     Image.fromarray(mask).save(tmp_path / "s0" / "masks" / "mask.png")
     assert load_only(tmp_path).max() == label(apart).max() > 3
+
+
+def test_a_lone_mask_with_a_soft_border_is_of_one_nucleus(tmp_path: Path) -> None:
+    soft = np.zeros((20, 20), np.uint8)
+    soft[5:15, 5:15], soft[6:14, 6:14], soft[7:13, 7:13] = 64, 128, 255
+    for folder in ("images", "masks"):
+        (tmp_path / "s0" / folder).mkdir(parents=True)
+        Image.fromarray(soft).save(tmp_path / "s0" / folder / f"{folder}.png")
+    assert np.bincount(load_only(tmp_path).ravel()).tolist() == [300, 100]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -806,6 +807,16 @@ def test_results_of_images_that_are_gone_stay_and_are_named(
     assert predict() == 0
     assert "The results of 1 images that are not in this run stay" in capfd.readouterr().err
     assert (tmp_path / "out" / "b_labels.tif").is_file()
+    save(tmp_path / "in" / "b.jpg", 5)  # takes its place
+    assert predict() == 0
+    assert "The results of other images are replaced: b.png" in capfd.readouterr().err
+    assert predict() == 0
+    assert not re.search("stay|replaced", capfd.readouterr().err)
+    (tmp_path / "in" / "b.jpg").unlink()
+    for path in (tmp_path / "out").glob("b_*"):
+        path.unlink()
+    assert predict() == 0
+    assert "stay" not in capfd.readouterr().err
     assert [row["file"] for row in table(tmp_path / "out" / "summary.csv")] == ["a.png"]
 
 

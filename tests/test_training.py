@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -143,7 +144,11 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
 
 @pytest.mark.parametrize(
     ("accumulate", "how", "code", "where"),
-    [(3, "term", 143, "accumulating"), (1, "interrupt", 130, "backward")],
+    [
+        (3, "term", 143, "accumulating"),
+        (1, "interrupt", 130, "backward"),
+        (1, "interrupt", 130, "accumulating"),  # before the batch is looked at
+    ],
 )
 def test_fault_18_stopped_between_two_steps_it_takes_their_batches_again(
     accumulate: int, how: str, code: int, where: str, nuclei: Path, tmp_path: Path
@@ -561,6 +566,7 @@ def test_the_precision_recall_curve_counts_pixels_from_each_threshold_on() -> No
     rng = np.random.default_rng(0)
     images = [(rng.random((9, 7), np.float32), rng.random((9, 7)) < 0.3) for _ in range(3)]
     images.append((np.ones((2, 2), np.float32), np.ones((2, 2), bool)))
+    images.append((np.full((1, 1), np.nan, np.float32), np.zeros((1, 1), bool)))
     dashboard, curves = Dashboard(images=0), {}
     trainer = SimpleNamespace(
         sanity_checking=False,
@@ -584,7 +590,7 @@ def test_the_precision_recall_curve_counts_pixels_from_each_threshold_on() -> No
         curves.update(zip(names, counts, strict=True))
 
     _add_pr_curve(SimpleNamespace(add_pr_curve_raw=add), dashboard._histogram, 0)
-    every = np.concatenate([probs.ravel() for probs, _ in images])
+    every = np.nan_to_num(np.concatenate([probs.ravel() for probs, _ in images]))
     truth = np.concatenate([target.ravel() for _, target in images])
     for place, threshold in enumerate(np.linspace(0, 1, 101)):
         preds = every >= threshold - 1e-9
@@ -610,11 +616,13 @@ def test_the_best_is_tuned_whatever_else_the_user_keeps(
     assert "tuned" in best and "tuned" not in mine
 
 
-def test_a_run_that_goes_on_with_another_logger_knows_its_best(
-    nuclei: Path, tmp_path: Path
+@pytest.mark.parametrize("logger", [True, "CSVLogger"])
+def test_a_run_that_goes_on_knows_its_best_whatever_the_logger(
+    logger: object, nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path)
-    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL, *logger)
+    monkeypatch.chdir(tmp_path)  # the default root is relative
+    own = ("--trainer.logger.save_dir", "runs") if logger != True else ()  # noqa: E712
+    args = ("--data.root", nuclei, *SMALL, "--trainer.logger", logger, *own)
     assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
     best = find_checkpoint(tmp_path, "best")
     content = torch.load(best, weights_only=True)
@@ -629,3 +637,15 @@ def test_a_run_that_goes_on_with_another_logger_knows_its_best(
     (config,) = tmp_path.rglob("config.yaml")
     assert "max_epochs: 1" in config.read_text()  # as it began
     assert step_of(find_checkpoint(tmp_path)) == 8
+
+
+def test_a_copy_of_a_checkpoint_below_the_root_is_left_alone(nuclei: Path, tmp_path: Path) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    copy = tmp_path / "keep" / "last.ckpt"
+    copy.parent.mkdir()
+    shutil.copy(find_checkpoint(tmp_path), copy)
+    before = copy.read_bytes()
+    assert cellseg("fit", *args, "--trainer.max_epochs", 2, "--ckpt_path", copy) == 0
+    assert [*copy.parent.iterdir()] == [copy]
+    assert copy.read_bytes() == before

@@ -203,8 +203,9 @@ class Application(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         # The config of a run is part of its log; without a log there is nowhere to keep it. One
-        # that goes on has it, with the weights that it started from.
-        keep = self.subcommand == "fit" and settings.trainer.logger and not self._resumed
+        # that goes on may have it, with the weights that it started from.
+        has_one = self._resumed and (self._resumed.parent / "config.yaml").is_file()
+        keep = self.subcommand == "fit" and settings.trainer.logger and not has_one
         self.save_config_callback = SaveConfigCallback if keep else None
 
     def instantiate_classes(self) -> None:
@@ -263,9 +264,7 @@ class Application(LightningCLI):
         assert isinstance(self.datamodule, NucleiDataModule)
         if self.datamodule.test_dir or self.datamodule.preds_dir:
             log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
-        if self._resumed:
-            # Elsewhere, as another logger would have it, it would forget which was the best.
-            self._get(self.config_init, "checkpoint").dirpath = str(self._resumed)
+        self._get(self.config_init, "checkpoint").resumed = self._resumed
         keep_freed_memory()
         self._get(self.config_init, "dashboard").config_text = self._config_text()
 

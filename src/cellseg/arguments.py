@@ -44,7 +44,8 @@ PREDICT = {
     "data": "predict_dir channel plane invert diameter pixel_size include exclude shard "
     "percentiles num_workers",
     "model": "",
-    "trainer": "accelerator devices strategy num_nodes precision enable_progress_bar",
+    "trainer": "accelerator devices strategy num_nodes precision enable_progress_bar "
+    "default_root_dir",
 }
 
 

@@ -43,6 +43,15 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
         self._buffers: dict[str, Tensor] = {}  # as they were before the batches of a step
+        # Folder of the checkpoint of a run that goes on; set by `application`.
+        self.resumed: Path | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.resumed == Path(state_dict["dirpath"]).absolute():
+            # Elsewhere, as another logger would have it, or where the same folder is named in
+            # another way, it would forget which was the best.
+            self.dirpath = state_dict["dirpath"]
+        super().load_state_dict(state_dict)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -94,7 +103,7 @@ def _rewind(trainer: pl.Trainer) -> bool:
     """Set the counters of a run that is stopped back to where nothing will be left out.
 
     Returns:
-        Whether batches will come again that no step has used.
+        Whether batches will come again that the network has seen.
     """
     loop = trainer.fit_loop.epoch_loop
     batches, seen = loop.batch_progress, loop.val_loop.batch_progress
@@ -106,9 +115,11 @@ def _rewind(trainer: pl.Trainer) -> bool:
             vars(progress).update(ready=1, started=1, processed=0, completed=0)
     elif ahead > 0:
         # Lightning would leave out batches whose gradients no step has used yet.
+        started = vars(batches.current)["started"]
+        seen_again = started > steps * trainer.accumulate_grad_batches
         for progress in (batches.total, batches.current):
             vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
-        return True
+        return bool(seen_again)
     return False
 
 
@@ -209,7 +220,7 @@ class Dashboard(pl.Callback):
         probs, target = outputs["probs"][0], batch["labels"][0] > 0
         for row, value in enumerate((target, ~target)):
             # TensorBoard's thresholds are 0, 0.01, …, 1.
-            steps = (probs[value] * (self.THRESHOLDS - 1)).long()
+            steps = (probs[value].nan_to_num(0) * (self.THRESHOLDS - 1)).long()
             self._histogram[row] += torch.bincount(steps, minlength=self.THRESHOLDS).cpu()
         if self._is_panel_epoch(trainer) and batch_idx in self._panel_batches(trainer):
             panel = panel_row(batch["image"][0], target, probs, self.side)

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jsonargparse
+import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cellseg.errors import InputError, OutputError
 
 # What a system says of a disk that is full or must not be written to, and of nothing else.
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+# What makes a trainer of flags, and checks them.
+PARSERS = [Path(str(package.__file__)).parent for package in (jsonargparse, lightning)]
 
 
 @contextmanager
@@ -36,22 +41,29 @@ def explained() -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error
-    except (ValueError, ModuleNotFoundError) as error:  # by a flag of the trainer
-        if "lightning" not in _raised_in(error).parts:
+    except (ValueError, ModuleNotFoundError) as error:
+        if not _is_of_a_flag(error):
             raise
         raise InputError(f"--trainer: {error}") from error
 
 
+def _is_of_a_flag(error: Exception) -> bool:
+    """Whether Lightning refuses a setting: no code of the user's own is on the way to it."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = Path(__file__).parent
+    return _is_in(files[-1], *PARSERS) and all(_is_in(file, ours, *PARSERS) for file in files)
+
+
+def _is_in(file: Path, *packages: Path) -> bool:
+    return any(package in file.parents for package in packages)
+
+
 def _is_of_a_loader(error: Exception) -> bool:
     """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
-    raised_in = _raised_in(error).parent.name
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
     fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
     shared = re.search(r"/torch_\d+_", str(error))  # the name of a file in shared memory
     return fetching or str(error).startswith("DataLoader worker") or shared is not None
-
-
-def _raised_in(error: Exception) -> Path:
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename)
 
 
 @contextmanager

@@ -214,9 +214,11 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
         if is_image(name) and not path.stem.endswith("_overlay"):
             suffix = next(end for end in (*PREDICTED, "") if path.stem.endswith(end))
             stem = path.stem.removesuffix(suffix)
-            # An id leaves out the folder `images`, which `predict` has kept.
-            folder_of = path.parent.parent if path.parent.name == "images" else path.parent
-            for key in {stem, str(folder_of / stem), str(path.parent / stem)}:
+            keys = {stem, str(path.parent / stem)}
+            if path.parent.name == "images":  # which ids leave out; a lone image's is the folder
+                above = path.parent.parent
+                keys |= {str(above / stem), above.name}
+            for key in keys:
                 found[key].append(name)
     chosen = {}
     marked = any(_is_marked(name) for sample in ids for name in found.get(sample, ()))

@@ -49,10 +49,12 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
 
 
 def _is_of_one(mask: Array) -> bool:
-    """Whether a mask can be that of a single nucleus, being of one value and in one piece."""
+    """Whether a mask is that of a single nucleus: in one piece, and of no two labels."""
     from skimage.measure import label
 
-    return bool(mask.max() == mask[mask > 0].min(initial=mask.max()) and label(mask > 0).max() < 2)
+    values = np.unique(mask[mask > 0])
+    labels = len(values) > 1 and values[-1] == len(values)  # else the border may be soft
+    return bool(label(mask > 0).max() < 2 and not labels)
 
 
 def merge_masks(masks: Sequence[Array]) -> Array:

@@ -65,9 +65,6 @@ class Run:
         """
         journal = self.journal
         others = {entry.stem: n for n, entry in journal.entries.items() if n not in files}
-        replaced = [others[stem] for stem in files.values() if stem in others]
-        if replaced:
-            log.warning("The results of other images are replaced: %s", few(replaced))
         elsewhere = journal.other_bases(base)
         if elsewhere:
             log.warning(
@@ -75,17 +72,20 @@ class Run:
                 "report tell of this run alone, and results of equal names are replaced; another "
                 "--output.dir keeps them apart"
             )
-        if overwrite:
-            return [*files]
         done = {
             file
             for file, stem in files.items()
-            if journal.is_done(file, stem, f"{base}/{file}", self.key, bool(elsewhere))
+            if not overwrite
+            and journal.is_done(file, stem, f"{base}/{file}", self.key, bool(elsewhere))
         }
         if verify:
             with ThreadPoolExecutor(cores()) as threads:  # decompression runs beside Python
                 done = set(compress(done, threads.map(self._is_whole, done)))
         todo = [file for file in files if file not in done]
+        if replaced := [others[files[file]] for file in todo if files[file] in others]:
+            log.warning("The results of other images are replaced: %s", few(replaced))
+        if overwrite:
+            return todo
         if len(todo) < len(files):
             log.info("%d of %d images are done already", len(files) - len(todo), len(files))
         again = [file for file in todo if file in journal.entries]
@@ -125,8 +125,7 @@ class Run:
             totals = write_tables(
                 self.journal, told, self.formats, {**run, "left": left} if left else run
             )
-            stay = sorted(self.journal.entries.keys() - set(files))
-            if stay:
+            if stay := self._left_of_others(files):
                 log.info(
                     "The results of %s images that are not in this run stay, and the tables leave "
                     "them out: %s", f"{len(stay):,}", few(stay),
@@ -145,6 +144,18 @@ class Run:
         if failures:
             log.warning("Failed: %s", few(failures, 3))
         return len(failures)
+
+    def _left_of_others(self, files: Sequence[str]) -> list[str]:
+        """Images whose results are there although they are not among the files."""
+        entries, known = self.journal.entries, set(files)
+        taken = {entries[file].stem for file in known & entries.keys()}
+        return sorted(
+            file
+            for file, entry in entries.items()
+            if file not in known
+            and entry.stem not in taken
+            and any((self.dir / name).exists() for name in entry.outputs)
+        )
 
     def _is_whole(self, file: str) -> bool:
         damaged = [n for n in self.journal.entries[file].outputs if not is_whole(self.dir / n)]
