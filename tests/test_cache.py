@@ -331,3 +331,13 @@ def test_a_real_label_image_keeps_every_nucleus() -> None:
     pairs = np.unique(np.stack([stored.ravel(), labels.ravel()]), axis=1)
     assert pairs.shape[1] == 126  # one to one: 125 nuclei, numbered with gaps, and background
     assert labels.max() == 125
+
+
+def test_a_grey_image_has_the_digest_of_its_copy_in_rgb(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
+    for name, picture in (("grey", pixels), ("rgb", np.stack([pixels] * 3, axis=2))):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        Image.fromarray(np.eye(6, 8, dtype=np.uint8)).save(tmp_path / f"{name}_labels.png")
+    tree = open_tree(tmp_path)
+    one, other = prepare(tree, find_samples(tree)[0], tmp_path / "cache")
+    assert one.digest() == other.digest()

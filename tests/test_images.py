@@ -17,9 +17,10 @@ from PIL import Image
 
 from cellseg.data import readers
 from cellseg.data import recording as recordings
-from cellseg.data.channels import to_rgb, to_rgb_planes
+from cellseg.data.channels import channels_of, colours_of, to_rgb, to_rgb_planes
 from cellseg.data.images import is_image, read_labels, read_recording, select_planes
 from cellseg.data.intensity import intensity_limits, normalise
+from cellseg.data.recording import Recording
 from cellseg.errors import InputError
 from conftest import read_image
 
@@ -967,3 +968,51 @@ def spoilt(value: float, dtype: type) -> bytes:
 def test_what_is_no_mask_is_refused_by_name(data: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=f"^well/mask: .*{reason}"):
         read_labels(data, "well/mask")
+
+
+def test_colours_are_judged_by_pixels_of_the_whole_picture() -> None:
+    pixels = np.zeros((400, 400, 3), np.uint8)
+    pixels[300:] = (200, 120, 0)  # beyond the first 65,536 pixels
+    assert colours_of(pixels)[0] == slice(0, 1)
+
+
+def test_few_nuclei_on_black_show_their_colour() -> None:
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[40:50, 40:50] = (0, 180, 0)  # a hundredth of the picture
+    assert colours_of(pixels)[0] == slice(1, 2)
+
+
+@pytest.mark.parametrize("name", ["DRAQ5", "draq7", "SYTO 13", "H33342", "H3342"])
+def test_rarer_dyes_of_nuclei_are_known(name: str) -> None:
+    pixels = np.zeros((1, 4, 4, 2), np.uint8)
+    recording = Recording("", pixels, (), "", (), ("GFP", name), False, None)
+    assert channels_of(recording, None) == (slice(1, 2), "")
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf])
+def test_holes_in_a_colour_picture_do_not_decide_its_colour(hole: float) -> None:
+    pixels = np.zeros((40, 56, 3), np.float32)
+    pixels[10:30, 10:30, 1] = 180
+    pixels[:2, :, 0] = hole  # as a rotated picture has
+    assert colours_of(pixels)[0] == slice(1, 2)
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("um", 1.5), ("nm", 0.0015), ("pixel", None)])
+def test_the_step_in_z_has_the_unit_of_imagej(unit: str, expected: float | None) -> None:
+    file = io.BytesIO()
+    metadata = {"axes": "ZYX", "unit": unit, "spacing": 1.5}
+    tifffile.imwrite(file, np.zeros((3, 8, 9), np.uint8), imagej=True, metadata=metadata)
+    step = read_recording(file.getvalue(), "s.tif").z_step
+    assert step == (expected and pytest.approx(expected))
+
+
+def test_fractions_whose_white_is_0_are_turned_round() -> None:
+    file, values = io.BytesIO(), np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    tifffile.imwrite(file, values, photometric="miniswhite")
+    np.testing.assert_array_equal(read_recording(file.getvalue(), "a").pixels[0, ..., 0], -values)
+
+
+def test_the_widest_range_of_float32_is_normalised() -> None:
+    image = np.array([-3e38, 0, 3e38], np.float32).reshape(1, 1, 3)
+    result = normalise(image, np.array([-3e38, 3e38]))
+    np.testing.assert_allclose(result.ravel(), [0, 0.5, 1], rtol=1e-6)

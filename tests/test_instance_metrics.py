@@ -10,6 +10,7 @@ from skimage.draw import disk
 
 from cellseg.data.synthetic import generate
 from cellseg.metrics import MISTAKES, THRESHOLDS, Scores, compare, scores
+from cellseg.scored import Scored
 
 Labels = NDArray[Any]
 
@@ -152,3 +153,45 @@ def test_means_are_over_images_and_pooled_scores_over_nuclei() -> None:
     assert result["ap50_pooled"] == pytest.approx(4 / 9)
     assert result["count_error"] == pytest.approx((0 + 4 + 1 + 0) / 4)
     assert result["missed"] == 5
+
+
+def test_aji_takes_the_prediction_of_highest_iou_where_several_overlap() -> None:
+    target, preds = np.zeros((2, 10, 20), int)
+    target[:, :10] = 1
+    preds[:, :3], preds[:, 3:10] = 1, 2
+    # 70 of 100 px with the second; the first, of 30 px, alone.
+    assert scores(compare(target, preds))["aji"] == pytest.approx(70 / (100 + 30))
+
+
+def test_half_of_a_nucleus_is_not_most_of_it() -> None:
+    target, preds = np.zeros((2, 10, 40), int)
+    target[:, :10], target[:, 20:30] = 1, 2
+    preds[:, 5:25] = 1  # half of each nucleus, and half of it on the background
+    for pair in ((target, preds), (preds, target)):
+        sums = compare(*pair)
+        assert {name: sums[name] for name in MISTAKES} == dict.fromkeys(MISTAKES, 0)
+
+
+def test_an_iou_of_exactly_a_half_adds_nothing_to_the_panoptic_quality() -> None:
+    target, preds = np.zeros((2, 10, 20), int)
+    target[:, :10], preds[:, :5] = 1, 1
+    assert scores(compare(target, preds))["pq"] == 0
+
+
+def test_the_error_of_a_count_is_positive_in_either_direction() -> None:
+    few, many = np.zeros((2, 4, 8), int)
+    few[0, 0], many[0, ::2] = 1, np.arange(1, 5)
+    for target, preds in ((few, many), (many, few)):
+        metric = Scores()
+        metric.update(compare(target, preds))
+        assert float(metric.compute()["count_error"]) == 3
+        assert Scored("a", "a", "", compare(target, preds)).scores["count_error"] == 3
+
+
+def test_pooled_panoptic_quality_adds_up_over_images() -> None:
+    labels = np.arange(1, 5).repeat(25).reshape(10, 10)
+    metric = Scores()
+    for preds in (labels, 0 * labels):
+        metric.update(compare(labels, preds))
+    # 4 matches of IoU 1; 4 nuclei of the second image are missed.
+    assert float(metric.compute()["pq_pooled"]) == pytest.approx(4 / (4 + 4 / 2))

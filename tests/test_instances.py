@@ -211,3 +211,16 @@ def test_real_nuclei_survive_the_round_trip(sides: list[str], share: float) -> N
         total, kept = total + sums["true"], kept + sums["matched90"]
     assert total == sum(int(dsb2018()[sample.id]["n_nuclei"]) for sample in samples)
     assert kept / total >= share
+
+
+def test_areas_are_meant_on_the_grid_of_an_enlarged_image() -> None:
+    # A nucleus of 5 x 6 px is one of 120 px where the network sees it twice as large.
+    assert Decoding(min_area=120).at(2).min_area == 30
+    assert Decoding(min_area=30).at(0.5).min_area == 120
+
+
+def test_a_nucleus_floods_foreground_that_it_touches_at_a_corner() -> None:
+    maps = np.zeros((2, 8, 8))
+    maps[0, 1:4, 1:4] = 1
+    maps[:, 4, 4] = 0.7, 0.5  # no marker of its own
+    np.testing.assert_array_equal(decode(maps, Decoding(min_area=0)), maps[0] > 0.5)

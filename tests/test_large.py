@@ -16,13 +16,17 @@ from PIL import Image
 
 import cellseg as package
 from cellseg.data import channels, files, images, intensity, recording, tiff
+from cellseg.data import large as large_images
+from cellseg.data.about import About
 from cellseg.data.images import read_recording, select_planes
 from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
+from cellseg.instances import Decoding
 from cellseg.predict import large, model, segmenter, tiles
+from cellseg.predict.drafts import Drafts
 from cellseg.predict.processes import Processes
 from conftest import cellseg, find_checkpoint
 
@@ -460,3 +464,79 @@ def test_a_negative_is_inverted_in_every_tile(monkeypatch: pytest.MonkeyPatch) -
     assert whole.max() > 10
     assert tiled.max() == pytest.approx(whole.max(), rel=0.05)
     assert ((tiled > 0) != (whole > 0)).mean() < 0.01 < ((as_it_is > 0) != (whole > 0)).mean()
+
+
+def test_windows_of_a_large_image_are_sampled_where_the_whole_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intensity, "LARGE", 5000)  # every fourth pixel of every fourth row
+    monkeypatch.setattr(large_images, "WINDOW", 50)
+    pixels = np.random.default_rng(0).normal(9, size=(300, 260, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        LargeImage.of_array(pixels, (1, 99.8)).image(0, slice(300), slice(260)),
+        normalise(pixels, intensity_limits(pixels, (1, 99.8))).transpose(2, 0, 1),
+    )
+
+
+def test_holes_in_every_window_of_a_large_image_are_counted_and_do_not_hide_its_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(large_images, "WINDOW", 64)
+    pixels = np.zeros((128, 128, 3), np.float32)
+    pixels[70:90, 70:90] = np.random.default_rng(0).random((20, 20, 1))
+    pixels[::64, ::64] = np.nan
+    image = LargeImage.of_array(pixels, (1, 99.8))
+    assert "4 NaN or infinite values were left out" in image.note
+    assert image.sample == (0, slice(64, 128), slice(64, 128))
+
+
+def test_the_sample_of_a_large_stack_is_of_the_plane_that_varies_most(tmp_path: Path) -> None:
+    stack = np.zeros((3, 40, 56), np.uint8)
+    stack[0, 0, 0] = 9
+    stack[2, ::2] = 200
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    image = LargeImage(read_recording(tmp_path / "a.tif"), "all", None, (1, 99.8))
+    assert image.sample[0] == 2
+
+
+def test_a_large_image_of_hardly_any_contrast_is_told() -> None:
+    pixels = np.full((20, 20, 3), 20000, np.uint16)
+    pixels[::2] += 3
+    assert "hardly any contrast" in LargeImage.of_array(pixels, (1, 99.8)).note
+
+
+def test_the_maximum_of_a_large_stack_passes_over_nan(tmp_path: Path) -> None:
+    planes = np.array([[[1, np.nan]], [[np.nan, 2]]], np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", planes, photometric="minisblack")
+    image = LargeImage(read_recording(tmp_path / "a.tif"), "max", None, (0, 100))
+    assert image.recorded(0, slice(1), slice(2))[0, :, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("held", [0, 2**25])
+def test_a_large_image_is_measured_and_written_in_its_units(
+    held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    monkeypatch.setattr(large, "LARGEST_NARROWED", held)
+    shown = np.zeros((60, 80, 3), np.uint8)
+    shown[10:20, 10:22] = 200  # 120 px
+    about = About(
+        "a.tif", "a", (), "", (), ("", ()), ("r", "g", "b"), True, pixel_size=0.5, z_step=None,
+        scale=2.0,
+    )  # fmt: skip
+    kept: list[str] = []
+    result = large.LargeResult(
+        about,
+        LargeImage.of_array(shown, (1, 99.8)),
+        lambda plane: lambda rows, columns: (shown[None, rows, columns, 0] > 0).astype(np.float32),
+        Decoding(min_area=400),  # of what the network sees: 100 px here
+        lambda: None,
+        kept.append,
+    )
+    with Drafts(tmp_path, "a") as drafts:
+        rows = result.write(drafts, {"labels", "table"}, 0)["rows"]
+        labels = read_recording(drafts.written["a_labels.tif"][0])
+    assert [row["nuclei"] for row in rows] == [1]
+    (nucleus,) = csv.DictReader(kept[0].splitlines())
+    assert float(nucleus["area_um2"]) == 120 / 4
+    assert labels.pixel_size == 0.5

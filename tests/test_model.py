@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from cellseg import checkpoint, load, tuning
+from cellseg.checkpoint import resolve
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.release import main as release_main
@@ -301,3 +303,12 @@ def test_importing_the_package_stays_quick() -> None:
     code = "import cellseg, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert run_process("--version").returncode == 0
+
+
+def test_best_is_the_newest_of_several_runs(tmp_path: Path) -> None:
+    for age, run in enumerate(("b", "c", "a")):
+        path = tmp_path / run / "best.ckpt"
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, (1000 - age,) * 2)
+    assert resolve("best", str(tmp_path)) == tmp_path / "b" / "best.ckpt"

@@ -458,3 +458,46 @@ def test_an_archive_without_rois_is_refused_but_an_empty_one_has_no_nuclei() -> 
     with pytest.raises(InputError, match="without ROIs"):
         read_rois(file.getvalue(), SHAPE, "a.zip")
     assert not read_rois(archive(), SHAPE, "a.zip").any()
+
+
+def _rois(*places: dict[str, int]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as entries:
+        for number, place in enumerate(places):
+            corners = np.array([(0, 0), (4, 0), (4, 4), (0, 4)]) + 10 * number
+            roi = roifile.ImagejRoi.frompoints(corners)
+            for name, at in place.items():
+                setattr(roi, name, at)
+            entries.writestr(f"{number}.roi", roi.tobytes())
+    return file.getvalue()
+
+
+def test_outlines_on_every_plane_go_with_those_of_one() -> None:
+    assert read_rois(_rois({}, {"position": 3}, {"position": 3}), (60, 80)).max() == 3
+
+
+@pytest.mark.parametrize("name", ["position", "z_position", "t_position"])
+def test_outlines_of_two_planes_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="2 planes of a stack"):
+        read_rois(_rois({name: 1}, {name: 2}), (60, 80))
+
+
+@pytest.mark.parametrize("name", ["z", "t"])
+def test_geojson_of_two_planes_is_refused(name: str) -> None:
+    ring = [[0, 0], [4, 0], [4, 4], [0, 0]]
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring], "plane": {name: at}},
+        }
+        for at in (0, 1)
+    ]
+    with pytest.raises(InputError, match="2 planes of a stack"):
+        read_geojson(json.dumps(features).encode(), (60, 80))
+
+
+def test_rois_far_down_a_huge_image_keep_their_place(tmp_path: Path) -> None:
+    labels = np.zeros((70_000, 3), np.uint8)
+    labels[40_000:40_004, 1], labels[69_990:, 2] = 1, 2
+    write_rois(tmp_path / "nuclei.zip", labels)
+    np.testing.assert_array_equal(read_rois(tmp_path / "nuclei.zip", (70_000, 3)), labels)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
-from cellseg.scored import Scored, intervals, resample, summary
+from cellseg.scored import Scored, add, intervals, resample, summary, worst
 from cellseg.task import SegmentationTask
 from conftest import SMALL, cellseg, find_checkpoint, write_nuclei
 
@@ -410,3 +410,30 @@ def test_a_run_without_nuclei_in_validation_keeps_the_defaults_and_says_so(
     args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
     assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
     assert "No nuclei to validate on" in capfd.readouterr().err
+
+
+def test_the_worst_images_are_those_of_lowest_mean_ap_and_keep_their_pictures() -> None:
+    images: list[Scored] = []
+    truth = np.zeros((10, 100), int)
+    truth[:] = 1
+    for number in (5, 0, 9, 3, 11, 7, 1, 10, 2, 8, 4, 6):
+        preds = truth.copy()
+        preds.ravel()[: 40 * number] = 0  # the more is missing, the worse
+        one = Scored(f"{number:02d}", "", "", compare(truth, preds))
+        add(images, one, lambda: np.zeros((1, 1, 3), np.uint8))
+    assert "00" not in {image.id for image in worst(images)}
+    aps = sorted(image.scores["map"] for image in images)
+    assert [image.scores["map"] for image in worst(images)] == aps[:10]
+    assert {i.id for i in images if i.picture is not None} == {i.id for i in worst(images)}
+
+
+def test_an_image_that_one_of_two_folders_lacks_is_left_out_of_both(tmp_path: Path) -> None:
+    root = write_nuclei(tmp_path / "root", 3)
+    for name in ("one", "two"):
+        shutil.copytree(root / "masks", tmp_path / name)
+    (tmp_path / "two" / "n01.png").unlink()
+    args = ("--data.test_dir", root, "--trainer.default_root_dir", tmp_path / "out")
+    folders = f"{tmp_path / 'one'},{tmp_path / 'two'}"
+    assert cellseg("test", "--data.preds_dir", folders, *args) == 0
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (report["images"], report["left_out"]) == (2, ["n01"])

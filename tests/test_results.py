@@ -25,7 +25,7 @@ from cellseg.data.images import read_labels, read_recording
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding
-from cellseg.predict import formats, pictures
+from cellseg.predict import formats, pictures, tables
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.journal import Journal
 from cellseg.predict.store import Place
@@ -840,3 +840,68 @@ def test_an_image_that_waits_for_its_lane_is_left_when_the_run_is_stopped(tmp_pa
     writer.processes.stop("SIGTERM")
     writer._do(batch, lambda: asked.append(1), Decoding())
     assert not asked
+
+
+def test_parts_of_a_large_parquet_table_hold_each_nucleus_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "CHUNK", 20)
+    journal = Journal(tmp_path)
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
+    facts |= {"rows": [{"file": "a", "plane": "", "status": "ok", "nuclei": 9}]}
+    parts = [f"file,plane,label,mean_1\na,,{n},0.5\n" for n in range(1, 10)]
+    journal.add("a", {**facts, "objects": [journal.keep(part) for part in parts]})
+    write_tables(journal, ["a"], {"parquet"}, {})
+    found = pyarrow.parquet.read_table(tmp_path / "objects.parquet")
+    assert found["label"].to_pylist() == list(range(1, 10))
+
+
+def test_the_diameters_of_the_report_are_those_of_all_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(
+        "cellseg.predict.page.write_page", lambda path, about, rows, diameters, *_: (
+            path.write_text("page"), shown.append((rows, diameters.tolist()))
+        )
+    )  # fmt: skip
+    journal = Journal(tmp_path)
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
+    for file, counts in (("a", [0, 2]), ("b", [1, 0, 3])):
+        rows = [
+            {"file": file, "plane": plane, "status": "ok", "nuclei": nuclei}
+            for plane, nuclei in enumerate((4, 7, 5))
+        ]
+        place = journal.keep("")
+        more = {"rows": rows, "diameters": counts, "thumbnail": place, "overlay": f"{file}.png"}
+        journal.add(file, {**facts, **more})
+    write_tables(journal, ["a", "b"], {"report"}, {})
+    ((rows, diameters),) = shown
+    assert diameters == [1, 2, 3]
+    # The overlay stands beside the plane with the most nuclei.
+    assert [row["plane"] for row in rows if row.get("overlay")] == [1, 1]
+
+
+def test_labels_written_in_strips_keep_planes_rows_and_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "LABEL_TILE", 16)
+    labels = np.random.default_rng(0).integers(0, 99, (3, 40, 56), np.uint32)
+    strips = (plane[top : top + 13] for plane in labels for top in range(0, 40, 13))
+    formats.write_label_strips(tmp_path / "l.tif", strips, labels.shape, "Z", 0.25, 1.5)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "l.tif"), labels)
+    kept = read_recording(tmp_path / "l.tif")
+    assert (kept.plane_axes, kept.pixel_size, kept.z_step) == ("Z", 0.25, 1.5)
+
+
+def test_a_process_whose_clock_is_behind_still_has_the_last_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}}
+    Journal(tmp_path, "1").add("a", {**facts, "settings": "old"})
+    an_hour_ago = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: an_hour_ago)
+    journal = Journal(tmp_path, "0")
+    with closing(journal.store):
+        journal.add("a", {**facts, "settings": "new"})
+    assert Journal(tmp_path).entries["a"].settings == "new"

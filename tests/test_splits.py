@@ -309,3 +309,13 @@ def test_the_split_of_stardists_paper() -> None:
     fields = [{listed[s]["field"] for s in split.sides[at]} for at in ("train", "val")]
     assert fields[0].isdisjoint(fields[1])
     assert len(split.left_out) == 169
+
+
+def test_new_images_of_a_field_that_was_trained_on_join_training() -> None:
+    fields: dict[str, list[str]] = {}
+    for sample, row in dsb2018().items():
+        fields.setdefault(row["field"], []).append(sample)
+    first, second, new = next(ids for ids in fields.values() if len(ids) > 2)[:3]
+    for side in ("val", "test"):
+        sides = {"train": [first], "val": [], "test": []} | {side: [second]}
+        assert new in extended(Split("", sides, [new]), seed=0).sides["train"]

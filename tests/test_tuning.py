@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import gaussian_filter
 
+from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode, encode
 from cellseg.metrics import compare, scores
-from cellseg.tuning import CANDIDATES, tune
+from cellseg.task import SegmentationTask
+from cellseg.tuning import CANDIDATES, Tuning, tune
 
 START = Decoding(threshold=0.6, marker=0.45, min_area=12)
 
@@ -45,3 +51,34 @@ def test_levels_that_make_no_difference_stay_where_they_were() -> None:
 def test_a_network_of_one_map_has_no_marker_level_to_tune() -> None:
     maps, labels = blurred(2, 0.5)
     assert tune([(maps[:1], labels)], START)[0].marker == START.marker
+
+
+def test_tuning_looks_at_images_from_all_of_validation_as_inference_does() -> None:
+
+    class Places:
+        def __len__(self) -> int:
+            return 21
+
+        def __getitem__(self, item: tuple[int, bool]) -> dict[str, torch.Tensor]:
+            image = torch.linspace(0, 1, 3 * 32 * 32).reshape(3, 32, 32)
+            return {"image": image, "labels": torch.full((32, 32), item[0])}
+
+    class Data(NucleiDataModule):
+        def __init__(self) -> None:
+            pass
+
+        def whole_images(self, side: str) -> Places:
+            return Places()
+
+    trainer = SimpleNamespace(
+        datamodule=Data(), world_size=1, num_val_batches=[21],
+        precision_plugin=SimpleNamespace(val_step_context=nullcontext),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    task = SegmentationTask(base_channels=4, depth=2).train()
+    predictions = Tuning(images=5)._predictions(trainer, task)
+    assert [int(labels.max()) for _, labels in predictions] == [0, 5, 10, 15, 20]
+    with torch.inference_mode():
+        expected = task.eval().probs(Places()[0, False]["image"][None])
+    for probs, _ in predictions:
+        np.testing.assert_allclose(probs, expected, atol=1e-3)
