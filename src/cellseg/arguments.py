@@ -40,12 +40,16 @@ CKPT_PATH = {
 CKPT_PATH["predict"] = CKPT_PATH["validate"]
 CKPT_PATH["test"] = f"{CKPT_PATH['validate']} A folder scores the best of each fold below it."
 # By group, what `predict` uses of the flags that it shares with `fit`.
-PREDICT = {
-    "data": "predict_dir channel plane invert diameter pixel_size include exclude shard "
-    "percentiles num_workers",
-    "model": "",
-    "trainer": "accelerator devices strategy num_nodes precision enable_progress_bar "
-    "default_root_dir",
+PREDICT: dict[str, set[str]] = {
+    "data": {
+        *("predict_dir", "channel", "plane", "invert", "diameter", "pixel_size"),
+        *("include", "exclude", "shard", "percentiles", "num_workers"),
+    },
+    "model": set(),
+    "trainer": {
+        *("accelerator", "devices", "strategy", "num_nodes", "precision"),
+        *("enable_progress_bar", "default_root_dir"),
+    },
 }
 
 
@@ -58,7 +62,7 @@ class PredictHelpFormatter(HelpFormatter):
 
     def add_argument(self, action: Action) -> None:
         group, _, name = action.dest.partition(".")
-        if group not in PREDICT or name in PREDICT[group].split():
+        if group not in PREDICT or name in PREDICT[group]:
             super().add_argument(action)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from cellseg.data.about import About
 from cellseg.data.channels import to_rgb_planes
 from cellseg.data.digests import digest_of, size_and_time
-from cellseg.data.images import projected, read_recording, select_planes
+from cellseg.data.images import note_on_maximum, read_recording, select_planes
 from cellseg.data.intensity import intensity_limits, normalise, note_on_contrast
 from cellseg.data.large import LargeImage, left_out
 from cellseg.data.listing import readable
@@ -153,7 +153,7 @@ class FileDataset(Dataset[dict[str, Any]]):
             colour=recording.colour,
             pixel_size=how.pixel_size or recording.pixel_size,
             z_step=recording.z_step,
-            note="; ".join(filter(None, [note, projected(how.plane, stack[0])])),
+            note="; ".join(filter(None, [note, note_on_maximum(how.plane, stack[0])])),
         )
         return content | {
             "about": Held(about),

@@ -81,7 +81,7 @@ def select_planes(recording: Recording, plane: str) -> Recording:
     return replace(recording, pixels=pixels, planes=places, plane_axes="", plane_shape=())
 
 
-def projected(plane: str, axes: str) -> str:
+def note_on_maximum(plane: str, axes: str) -> str:
     """A note on a maximum over more than the depth.
 
     Args:

@@ -69,7 +69,12 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
 
 
 def note_on_contrast(limits: Array, dtype: np.dtype[Any]) -> str:
-    """A note on an image of so little contrast that `normalise` leaves some of it out."""
+    """A note on an image of so little contrast that `normalise` leaves some of it out; else "".
+
+    Args:
+        limits: (2,), from `intensity_limits`.
+        dtype: Of the image.
+    """
     low, high = (float(limit) for limit in limits)
     if high - low >= _least_span(limits, dtype):
         return ""

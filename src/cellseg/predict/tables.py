@@ -32,8 +32,9 @@ SUMMARY = (
 # Rows of a sheet in Excel and LibreOffice.
 SPREADSHEET = 1_048_576
 # Columns of whole numbers; the others are fractions, but for the file's name.
-WHOLE = {"plane", "label", "area_px", "ring_area_px", "touches_border"} | {
-    f"bbox_{side}_px" for side in ("top", "left", "bottom", "right")
+WHOLE = {
+    *("plane", "label", "area_px", "ring_area_px", "touches_border"),
+    *("bbox_top_px", "bbox_left_px", "bbox_bottom_px", "bbox_right_px"),
 }
 # Characters of a part of a Parquet file, which is read and written as one.
 CHUNK = 1 << 24
