@@ -23,7 +23,7 @@ from cellseg.data.groups import dsb2018
 from cellseg.data.recording import Array
 from cellseg.instances import decode
 from cellseg.metrics import Scores, compare
-from cellseg.tuning import tune
+from cellseg.training.tuning import tune
 
 LEVELS = (0.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 # Images of each side; those of train tell whether a gain is of validation alone.

@@ -9,7 +9,7 @@ import pytest
 STEPS = """
 import resource
 import torch
-from cellseg.allocator import keep_freed_memory
+from cellseg.training.allocator import keep_freed_memory
 
 if {cured}:
     keep_freed_memory()

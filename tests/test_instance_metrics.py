@@ -10,7 +10,7 @@ from skimage.draw import disk
 
 from cellseg.data.synthetic import generate
 from cellseg.metrics import MISTAKES, THRESHOLDS, Scores, compare, scores
-from cellseg.scored import Scored
+from cellseg.scoring.scored import Scored
 
 Labels = NDArray[Any]
 

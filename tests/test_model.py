@@ -22,7 +22,7 @@ from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.release import main as release_main
 from cellseg.release import release
-from cellseg.tuning import mix
+from cellseg.training.tuning import mix
 from conftest import SMALL, cellseg, find_checkpoint, run_process
 
 Fails = Callable[..., str]

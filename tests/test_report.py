@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.metrics import compare, scores
-from cellseg.scored import Scored, add, intervals, resample, summary, worst
+from cellseg.scoring.scored import Scored, add, intervals, resample, summary, worst
 from cellseg.task import SegmentationTask
 from conftest import SMALL, cellseg, find_checkpoint, write_nuclei
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cellseg.callbacks import Dashboard, _add_pr_curve
+from cellseg.training.dashboard import Dashboard, _add_pr_curve
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 Fails = Callable[..., str]
@@ -29,7 +29,7 @@ DECODE = ("--decode.threshold", "0.5", "--decode.marker", "0.5", "--decode.min_a
 STOPPER = """
 import os, signal, sys
 from lightning.pytorch import Callback
-from cellseg import tuning
+from cellseg.training import tuning
 from cellseg.cli import main
 
 class Stop(Callback):

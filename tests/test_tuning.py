@@ -13,7 +13,7 @@ from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode, encode
 from cellseg.metrics import compare, scores
 from cellseg.task import SegmentationTask
-from cellseg.tuning import CANDIDATES, Tuning, tune
+from cellseg.training.tuning import CANDIDATES, Tuning, tune
 
 START = Decoding(threshold=0.6, marker=0.45, min_area=12)
 

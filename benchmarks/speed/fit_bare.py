@@ -11,8 +11,8 @@ from time import perf_counter
 
 import torch
 
-from cellseg.allocator import keep_freed_memory
 from cellseg.task import SegmentationTask
+from cellseg.training.allocator import keep_freed_memory
 
 BATCH, CROP = 8, 256  # those of nuclei.yaml
 BEFORE = 3  # steps in which memory and the processor's caches are taken

@@ -21,7 +21,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, runtime
-from cellseg.allocator import keep_freed_memory
 from cellseg.arguments import (
     CKPT_PATH,
     DESCRIPTIONS,
@@ -32,21 +31,23 @@ from cellseg.arguments import (
     find_configs,
     parser_options,
 )
-from cellseg.callbacks import BestAndLast, Dashboard, Patience
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.digests import digest_of
 from cellseg.errors import InputError, OutputError
 from cellseg.failures import written_below
-from cellseg.folds import score_folds
 from cellseg.instances import Decoding
 from cellseg.messages import quieten
 from cellseg.predict.writer import PredictionWriter
-from cellseg.report import Report, score_folders
+from cellseg.scoring.folds import score_folds
+from cellseg.scoring.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
-from cellseg.tuning import Tuning
+from cellseg.training.allocator import keep_freed_memory
+from cellseg.training.checkpoints import BestAndLast, Patience
+from cellseg.training.dashboard import Dashboard
+from cellseg.training.tuning import Tuning
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from cellseg.checkpoint import FIXED, Stored, read, resolve
 from cellseg.errors import InputError
-from cellseg.folds import best_of_runs
+from cellseg.scoring.folds import best_of_runs
 
 DEFAULT = "nuclei-1"
 log = logging.getLogger(__name__)

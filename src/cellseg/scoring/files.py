@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cellseg.atomic import draft, write_json, write_text
 from cellseg.metrics import MISTAKES
 from cellseg.predict.pictures import outlined, to_bytes
-from cellseg.scored import (
+from cellseg.scoring.scored import (
     FEWEST_GROUPS,
     Scored,
     by_modality,

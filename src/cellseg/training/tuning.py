@@ -17,12 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cellseg.atomic import draft
-from cellseg.callbacks import BestAndLast
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
 from cellseg.task import SegmentationTask
+from cellseg.training.checkpoints import BestAndLast
 
 log = logging.getLogger(__name__)
 

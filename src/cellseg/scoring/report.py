@@ -24,8 +24,8 @@ from cellseg.data.intensity import intensity_limits, normalise
 from cellseg.data.masks import whole_labels
 from cellseg.errors import InputError, few
 from cellseg.metrics import compare
-from cellseg.report_files import comparison, write_report
-from cellseg.scored import Scored, add, worst
+from cellseg.scoring.files import comparison, write_report
+from cellseg.scoring.scored import Scored, add, worst
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from cellseg.checkpoint import FIXED, Stored, read
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
-from cellseg.report import Report
+from cellseg.scoring.report import Report
 from cellseg.task import SegmentationTask
 
 

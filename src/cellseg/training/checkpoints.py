@@ -1,0 +1,140 @@
+"""What is kept of a training, and when it ends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from cellseg.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+class BestAndLast(ModelCheckpoint):
+    """Keeps the best and the last checkpoint, the last one also when training is stopped.
+
+    Args:
+        monitor: The logged value that decides which is best.
+        mode: `max` or `min`.
+        every_n_epochs: How often to look.
+    """
+
+    def __init__(
+        self, monitor: str = "val/map", mode: str = "max", every_n_epochs: int = 1
+    ) -> None:
+        if every_n_epochs < 1:
+            raise InputError(f"--checkpoint.every_n_epochs {every_n_epochs}: must be positive")
+        super().__init__(
+            monitor=monitor,
+            mode=mode,
+            filename="best",
+            every_n_epochs=every_n_epochs,
+            # The slash of the metric's name would make a folder.
+            auto_insert_metric_name=False,
+        )
+        self._buffers: dict[str, Tensor] = {}  # as they were before the batches of a step
+        # Folder of the checkpoint of a run that goes on; set by `application`.
+        self.resumed: Path | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.resumed == Path(state_dict["dirpath"]).absolute():
+            # Elsewhere, as another logger would have it, or where the same folder is named in
+            # another way, it would forget which was the best.
+            self.dirpath = state_dict["dirpath"]
+        super().load_state_dict(state_dict)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._buffers = {name: value.clone() for name, value in pl_module.named_buffers()}
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == trainer.max_steps:
+            # Lightning validates a run that is told to stop, but not one whose steps are done.
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        # Lightning's own `save_last` is the last that was also a best one.
+        self._save_last(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        # Lightning's own `save_on_exception` would also overwrite the best with this one. Of
+        # several processes only those stopped by a signal are known to come here together.
+        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        if together and trainer.global_step > 0 and trainer.state.fn == "fit":
+            if _rewind(trainer):
+                # Batch normalisation has counted the batches that come again.
+                pl_module.load_state_dict(self._buffers, strict=False)
+            self._save_last(trainer)
+            log.warning("Saved %s; the same command with --ckpt_path last goes on", self._last)
+
+    @property
+    def _last(self) -> Path:
+        return Path(self.dirpath or "") / "last.ckpt"
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        if self.dirpath and not getattr(trainer, "fast_dev_run", False):
+            trainer.save_checkpoint(self._last)
+
+
+def _rewind(trainer: pl.Trainer) -> bool:
+    """Set the counters of a run that is stopped back to where nothing will be left out.
+
+    Returns:
+        Whether batches will come again that the network has seen.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    batches, seen = loop.batch_progress, loop.val_loop.batch_progress
+    steps = loop.automatic_optimization.optim_progress.optimizer.step.current.completed
+    ahead = batches.current.ready - steps * trainer.accumulate_grad_batches
+    if trainer.validating:
+        # Lightning would leave out images that were scored, or the validation as a whole.
+        for progress in (seen.total, seen.current):  # as within the first image
+            vars(progress).update(ready=1, started=1, processed=0, completed=0)
+    elif ahead > 0:
+        # Lightning would leave out batches whose gradients no step has used yet.
+        started = vars(batches.current)["started"]
+        seen_again = started > steps * trainer.accumulate_grad_batches
+        for progress in (batches.total, batches.current):
+            vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
+        return bool(seen_again)
+    return False
+
+
+class Patience(EarlyStopping):
+    """Ends training when the score has not risen for a while.
+
+    Args:
+        monitor: The logged value to watch.
+        mode: `max` or `min`.
+        patience: Validations without a rise after which training ends.
+        min_delta: What counts as a rise.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/map",
+        mode: str = "max",
+        patience: int = 20,
+        min_delta: float = 0.0,
+    ) -> None:
+        # Not strict, for runs that skip validation.
+        super().__init__(monitor, min_delta, patience, mode=mode, strict=False)
