@@ -16,12 +16,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from cellseg import checkpoint, load, tuning
+from cellseg import checkpoint, load
 from cellseg.checkpoint import resolve
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.release import main as release_main
 from cellseg.release import release
+from cellseg.training import tuning
 from cellseg.training.tuning import mix
 from conftest import SMALL, cellseg, find_checkpoint, run_process
 

@@ -25,7 +25,7 @@ MARGIN = 0.005
 SURE = 0.92
 # By how much it may be less sure of an image once that is rescaled. Of smaller nuclei, of which
 # more pixels are at the border, it is less sure anyway.
-SHRUNK, ENLARGED = 0.035, 0.01
+SHRUNK, ENLARGED = 0.03, 0.01
 # Median diameter in px of the nuclei in the 2018 Data Science Bowl's training images.
 DIAMETER = 19.7
 # Fewer nuclei say little about their size; but of large ones an image has few.

@@ -29,7 +29,7 @@ FORMATS = (
 # Longest side of an overlay in px.
 SIDE = 2048
 # The confidence of no validation image of nuclei-1 is lower, see `docs/outputs.md`.
-UNSURE = 0.83
+UNSURE = 0.85
 
 
 @dataclass(frozen=True)
