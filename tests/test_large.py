@@ -456,7 +456,7 @@ def test_fault_12_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
 
 
 def test_a_negative_is_inverted_in_every_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    negative = 255 - generate(0, size=320, look="fluorescence")[0]
+    negative = 255 - generate(3, size=320, look="fluorescence")[0]
     whole, as_it_is = (package.load().predict(negative, "none", way) for way in (True, False))
     monkeypatch.setattr(model, "LARGE", 64 * 64)
     monkeypatch.setattr(tiles, "TILE", 128)
