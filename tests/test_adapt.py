@@ -123,10 +123,23 @@ def test_the_size_of_nuclei_is_told_by_the_first_pass(monkeypatch: pytest.Monkey
     assert factors == [1]
 
 
-def test_a_few_large_nuclei_are_told_by_the_first_pass() -> None:
+@pytest.mark.parametrize(
+    "radius",
+    [
+        35,
+        pytest.param(
+            55,
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="nuclei-1 finds no piece of so large a disc, so no size to go by",
+            ),
+        ),
+    ],
+)
+def test_a_few_large_nuclei_are_told_by_the_first_pass(radius: int) -> None:
     labels = np.zeros((400, 400), np.uint16)
     for number, centre in enumerate([(80, 90), (100, 300), (300, 110), (290, 300)]):
-        labels[disk(centre, 35)] = number + 1
+        labels[disk(centre, radius)] = number + 1
     speckles = np.random.default_rng(0).random((80, 80)).astype(np.float32)
     texture = np.asarray(Image.fromarray(speckles).resize((400, 400)))
     image = np.where(labels > 0, 90 + 120 * texture, 10).astype(np.uint8)
