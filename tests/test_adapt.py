@@ -96,7 +96,6 @@ def test_nuclei_four_times_as_large_are_found_better_by_their_estimated_diameter
             found[way].append(ap50(target, model.predict(np.asarray(large), way)))  # type: ignore[arg-type]
         found["native"].append(ap50(labels, model.predict(image)))
     means = {way: float(np.mean(values)) for way, values in found.items()}
-    # Images of fewer than three nuclei stay as they are.
     assert means["native"] - 0.05 < means[80.0]
     assert means["none"] + 0.1 < means["auto"] <= means[80.0], means
 
@@ -123,20 +122,8 @@ def test_the_size_of_nuclei_is_told_by_the_first_pass(monkeypatch: pytest.Monkey
     assert factors == [1]
 
 
-@pytest.mark.parametrize(
-    "radius",
-    [
-        35,
-        pytest.param(
-            55,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="nuclei-1 finds no piece of so large a disc, so no size to go by",
-            ),
-        ),
-    ],
-)
-def test_a_few_large_nuclei_are_told_by_the_first_pass(radius: int) -> None:
+@pytest.mark.parametrize("radius", [35, 55, 70])
+def test_a_few_large_nuclei_are_found_without_a_flag(radius: int) -> None:
     labels = np.zeros((400, 400), np.uint16)
     for number, centre in enumerate([(80, 90), (100, 300), (300, 110), (290, 300)]):
         labels[disk(centre, radius)] = number + 1
@@ -211,12 +198,26 @@ def test_auto_rescales_where_the_model_is_not_less_sure_then(
     diameter: int, count: int, as_it_is: float, rescaled: float, factor: float
 ) -> None:
     other = 3 if diameter < 20 else 1 / 3
-    model = segmenter(diameter, count, {(1, True): as_it_is, (other, True): rescaled})
+    sure = {(factor, True): rescaled for factor in (1 / 2, other)}
+    model = segmenter(diameter, count, {(1, True): as_it_is} | sure)
     view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
     assert view.factor == factor
     assert found.labels.shape == (SIDE, SIDE)
     assert found.labels.max() == count
     assert view.diameter == pytest.approx(diameter, rel=0.1) or count < 3
+
+
+@pytest.mark.parametrize(
+    ("diameter", "count", "factor"),
+    [(45, 4, 1 / 2), (70, 4, 1 / 3), (70, 2, 1), (20, 20, 1)],  # the last: small, so no reason
+)
+def test_nuclei_too_large_to_be_seen_are_looked_for_in_smaller_images(
+    diameter: int, count: int, factor: float
+) -> None:
+    model = segmenter(diameter, count, {(1, True): 0, (1 / 2, True): 0.9, (1 / 3, True): 0.9})
+    view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
+    assert view.factor == factor
+    assert found.labels.max() == (count if factor < 1 else 0)
 
 
 @pytest.mark.parametrize(

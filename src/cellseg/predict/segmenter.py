@@ -17,6 +17,7 @@ from cellseg.adapt import (
     FEWEST,
     FEWEST_LARGE,
     MARGIN,
+    SHRINKING,
     SHRUNK,
     SURE,
     factor_for,
@@ -124,16 +125,31 @@ class Segmenter:
             if negative.confidence > found.confidence + MARGIN:
                 inverted, sample, found = True, 1 - sample, negative
         if size == "auto":
-            diameter = median_diameter([found.labels], FEWEST_LARGE)
-            wanted = factor_for(diameter, self.diameter) if diameter else 1.0
-            worth_it = found.confidence < SURE and found.labels.max() >= FEWEST
-            if wanted < 1 or (wanted > 1 and worth_it):
-                rescaled = self.segment(sample, wanted)
-                # The model is surer of nuclei whose size it knows.
-                tolerance = SHRUNK if wanted < 1 else ENLARGED
-                if rescaled.confidence > found.confidence - tolerance:
-                    factor, found = wanted, rescaled
+            factor, diameter, found = self._at_its_size(sample, found)
         return View(factor, diameter, inverted), found
+
+    def _at_its_size(
+        self, sample: Tensor, found: Segmentation
+    ) -> tuple[float, float | None, Segmentation]:
+        """The factor for a plane whose nuclei as it is are `found`, their diameter, and they."""
+        diameter = median_diameter([found.labels], FEWEST_LARGE)
+        if diameter is None:
+            # Of the largest nuclei the model finds not even pieces, unless it sees them smaller.
+            for factor in SHRINKING:
+                smaller = self.segment(sample, factor)
+                size = median_diameter([smaller.labels], FEWEST_LARGE)
+                if size and factor_for(size, self.diameter) == factor:
+                    return factor, size, smaller
+            return 1.0, None, found
+        wanted = factor_for(diameter, self.diameter)
+        worth_it = found.confidence < SURE and found.labels.max() >= FEWEST
+        if wanted < 1 or (wanted > 1 and worth_it):
+            rescaled = self.segment(sample, wanted)
+            # The model is surer of nuclei whose size it knows.
+            tolerance = SHRUNK if wanted < 1 else ENLARGED
+            if rescaled.confidence > found.confidence - tolerance:
+                return wanted, diameter, rescaled
+        return 1.0, diameter, found
 
     def _maps(self, large: Any, view: View, plane: int) -> Maps:
         """Gives the probabilities of any window of a plane of a large image."""
