@@ -57,6 +57,15 @@ def test_labels_enlarged_come_back_to_their_grid(factor: int) -> None:
     np.testing.assert_array_equal(to_grid(large, labels.shape), labels)
 
 
+def test_nuclei_at_the_border_are_those_that_touch_it_on_the_grid_of_the_image() -> None:
+    labels = np.zeros((30, 30), np.uint16)
+    labels[1:9, 12:18] = 1  # the middle of the first row of three
+    labels[12:18, 12:18] = 2
+    assert to_grid(labels, (10, 10))[0].any()
+    alone = to_grid(labels, (10, 10), exclude_border=True)
+    np.testing.assert_array_equal(alone, to_grid(labels * (labels == 2), (10, 10)))
+
+
 def test_nuclei_that_a_smaller_grid_has_not_leave_no_gap() -> None:
     labels = np.zeros((30, 30), np.uint16)
     labels[0, 0], labels[10:20, 10:20] = 1, 2

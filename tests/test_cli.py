@@ -196,7 +196,11 @@ def test_results_go_beside_the_folder_by_default(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--ckpt_path", ""), "--ckpt_path: names nothing"),
+        (("--ckpt_path", ""), "--ckpt_path: the value is empty"),
+        (("--data.cache_dir=",), "--data.cache_dir: the value is empty"),
+        (("--data.diameter", "60px"), "data.diameter: must be a number or auto or none, not 60px"),
+        (("--data.percentiles", "1"), "data.percentiles: must be a tuple with 2 elements, not [1]"),
+        (("--trainer.max_epochs", "all"), "trainer.max_epochs: must be a whole number, not all"),
         (("--trainer.overfit_batches", 1), "--trainer.overfit_batches draws its own crops"),
         (("--trainer.devices", "foo"), "`devices`"),
         (("--ckpt_path", "x" * 300), "x…: File name too long"),
@@ -209,10 +213,21 @@ def test_flags_that_others_fail_at_are_refused(
     assert message in fails("fit", *args, *SMALL, *flags)
 
 
-def test_a_config_in_another_encoding_is_refused(tmp_path: Path, fails: Fails) -> None:
-    config = tmp_path / "run.yaml"
-    config.write_text("data: {synthetic: 4}", encoding="utf-16")
-    assert "not in UTF-8" in fails("fit", "--config", config)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("data: {synthetic: 4}".encode("utf-16"), "a config that is not in UTF-8"),
+        (b"", "a config holds groups of settings"),
+        (b"data: [", "no YAML: while parsing"),
+    ],
+)
+def test_fault_23_a_damaged_config_is_named(
+    content: bytes, words: str, tmp_path: Path, fails: Fails
+) -> None:
+    (tmp_path / "good.yaml").write_text("data: {synthetic: 4}")
+    (tmp_path / "run.yaml").write_bytes(content)
+    line = fails("fit", "--config", tmp_path / "good.yaml", "--config", tmp_path / "run.yaml")
+    assert f"{tmp_path / 'run.yaml'}: {words}" in line
 
 
 def test_output_flags_exist_on_predict_only(fails: Fails) -> None:
@@ -250,8 +265,12 @@ def test_fault_23_config_with_foreign_objects_unknown_keys_and_typos(
     assert "did you mean model.base_channels" in fails("fit", "--config", config)
     config.write_text("modell: {base_channels: 8}")
     assert "modell" in fails("fit", "--config", config)
+    assert "did you mean model" in fails("fit", "--config", config, "--print_config")
+    config.write_text("fit: {model: {base_channels: 8}}")
+    assert "stand on top, without fit:" in fails("fit", "--config", config)
     config.write_text("model: {base_channels: wide}")
-    assert "model.base_channels" in fails("fit", "--config", config)
+    line = fails("fit", "--config", config)
+    assert "model.base_channels: must be a whole number, not wide" in line
     assert "nowhere.yaml" in fails("fit", "--config", "nowhere.yaml")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -102,17 +103,36 @@ def test_classes_of_pixels_are_refused(tmp_path: Path) -> None:
         read_masks(tree, find_samples(tree)[0][0], labels.shape)
 
 
+def test_masks_that_were_compressed_or_smoothed_are_as_large_as_their_nuclei(
+    tmp_path: Path,
+) -> None:
+    _, labels = generate(2, size=96)
+    (tmp_path / "a" / "masks").mkdir(parents=True)
+    (tmp_path / "a" / "images").mkdir()
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "a" / "images" / "a.png")
+    for number in range(1, int(labels.max()) + 1):
+        mask = Image.fromarray(((labels == number) * 255).astype(np.uint8))
+        mask.save(tmp_path / "a" / "masks" / f"{number:03}.jpg", quality=75)
+    tree = open_tree(tmp_path)
+    merged = read_masks(tree, find_samples(tree)[0][0], labels.shape)
+    assert merged.max() == labels.max()
+    assert (merged != labels).mean() < 0.01  # what JPEG leaves grey around nuclei is 11 %
+
+
 @pytest.mark.parametrize("name", ["a_rois.zip", "a.geojson"])
 def test_outlines_of_another_image_are_refused(name: str, tmp_path: Path) -> None:
     labels = np.zeros((90, 90), np.uint16)
     labels[70:80, 70:80] = 1
+    labels[20:30, 70:80] = 2
+    labels[20:30, 20:30] = 3
     if name.endswith("zip"):
         write_rois(tmp_path / name, labels)
     else:
         write_geojson(tmp_path / name, labels, {})
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "a.png")
     tree = open_tree(tmp_path)
-    with pytest.raises(InputError, match="outlines lie outside of the image of 40 x 40 px"):
+    refused = rf"^{re.escape(name)}: 2 of 3 outlines lie outside of the image of 40 x 40 px"
+    with pytest.raises(InputError, match=refused):
         read_masks(tree, find_samples(tree)[0][0], (40, 40))
 
 
@@ -188,4 +208,4 @@ def test_a_lone_mask_with_a_soft_border_is_of_one_nucleus(tmp_path: Path) -> Non
     for folder in ("images", "masks"):
         (tmp_path / "s0" / folder).mkdir(parents=True)
         Image.fromarray(soft).save(tmp_path / "s0" / folder / f"{folder}.png")
-    assert np.bincount(load_only(tmp_path).ravel()).tolist() == [300, 100]
+    assert np.bincount(load_only(tmp_path).ravel()).tolist() == [336, 64]  # from half on

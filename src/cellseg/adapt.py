@@ -68,16 +68,21 @@ def resize_maps(maps: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.f
     return resized[0].numpy()
 
 
-def to_grid(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+def to_grid(
+    labels: NDArray[Any], shape: Sequence[int], exclude_border: bool = False
+) -> NDArray[Any]:
     """Labels on another grid (H, W), each pixel the nearest one; without gaps, from 1."""
-    from skimage.segmentation import relabel_sequential
+    from skimage.segmentation import clear_border, relabel_sequential
 
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int)
         for new, old in zip(shape, labels.shape, strict=True)
     )
-    nearest: NDArray[Any] = relabel_sequential(labels[np.ix_(rows, columns)])[0]
-    return nearest.astype(labels.dtype)
+    nearest = labels[np.ix_(rows, columns)]
+    if exclude_border:
+        nearest = clear_border(nearest)
+    numbered: NDArray[Any] = relabel_sequential(nearest)[0]
+    return numbered.astype(labels.dtype)
 
 
 def is_bright(image: Tensor) -> bool:

@@ -30,6 +30,7 @@ from cellseg.arguments import (
     explain,
     find_configs,
     parser_options,
+    refuse_empty,
 )
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
@@ -88,6 +89,7 @@ class Application(LightningCLI):
         self, args: list[str], model_class: type[LightningModule], fence: Sequence[str]
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
+        refuse_empty(args)
         self.exit_code = 0
         self.choice: Choice | None = None
         super().__init__(
@@ -158,11 +160,6 @@ class Application(LightningCLI):
             if not any(arg.startswith("--print_config") for arg in args):
                 self._apply_model(parser, args)
             self.config = parser.parse_args(args)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                "a config is not in UTF-8; save it anew in that encoding "
-                "(in PowerShell: --print_config | Out-File -Encoding utf8 run.yaml)"
-            ) from error
         except ArgumentError as error:
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]

@@ -53,6 +53,10 @@ PREDICT: dict[str, set[str]] = {
 }
 
 
+# What the parser calls the types of values.
+TYPES = {"bool": "true or false", "float": "a number", "int": "a whole number", "str": "a text"}
+
+
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Leaves the lines of the examples as they are."""
 
@@ -94,7 +98,11 @@ def parser_options() -> dict[str, Any]:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each config that is no file here by the packaged one of that name."""
+    """Replace each config that is no file here by the packaged one of that name.
+
+    Raises:
+        InputError: A config holds no settings, or is no YAML.
+    """
     found = []
     for before, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
@@ -102,8 +110,27 @@ def find_configs(args: Sequence[str]) -> list[str]:
             name = value.removeprefix("configs/")
             packaged = _configs() / name
             value = str(packaged) if Path(name).name == name and packaged.is_file() else value
+        if (before in ("--config", "-c") or equals) and Path(value).is_file():
+            _check_config(value)
         found.append(flag + equals + value)
     return found
+
+
+def _check_config(path: str) -> None:
+    """Refuse what the parser would not name the file of."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: a config that is not in UTF-8; save it anew in that encoding "
+            "(in PowerShell: --print_config | Out-File -Encoding utf8 run.yaml)"
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a config holds groups of settings, as data: or model:")
 
 
 def _configs() -> Path:
@@ -134,6 +161,20 @@ def bracket_lists(args: Sequence[str], groups: Mapping[str, type]) -> list[str]:
             value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
         done.append(flag + equals + value)
     return done
+
+
+def refuse_empty(args: Sequence[str]) -> None:
+    """Refuse values like those of a shell variable that is not set: a path would mean `.`.
+
+    Raises:
+        InputError: A flag has an empty value.
+    """
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--") and equals and not value:
+            before, arg = flag, ""
+        if before.startswith("--") and not arg:
+            raise InputError(f"{before}: the value is empty; give one, or leave the flag out")
 
 
 def check(command: str, settings: Namespace) -> None:
@@ -190,10 +231,16 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
     if no_config := re.search(r"\"config\": File does not exist: '(.+?)'", message):
         shipped = sorted(path.name for path in _configs().glob("*.yaml"))
         return f"--config {no_config[1]}: no such file; with cellseg come {', '.join(shipped)}"
-    # A path may have spaces; what begins with a dash is not part of it.
-    unknown = re.search(
-        r"unrecognized arguments: (-\S+|.+?(?= -|$))|not accept option '(\S+)'", message
+    wrong = re.search(
+        r"key \"(\S+)\":\s+(?:Expected |.*Subtypes: )(.+?)"
+        r"(?:\. Got|\s+Errors:.*Given) value: (.*)",
+        message,
+        re.DOTALL,
     )
+    if wrong:
+        return f"{wrong[1]}: must be {_kinds(wrong[2])}, not {wrong[3]}"
+    # A path may have spaces; what begins with a dash is not part of it.
+    unknown = re.search(r"unrecognized arguments: (-\S+|.+?(?= -|$))|ption '(\S+)'", message)
     if not unknown:
         return message
     word = unknown[1] or unknown[2]
@@ -201,6 +248,16 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
         flag = "--data.predict_dir" if command == "predict" else "--data.root"
         return f"{word}: a value without a name. Did you mean {flag} {shlex.quote(word)}?"
     key = word.lstrip("-").split("=")[0]
+    if key.removeprefix(f"{command}.") in known:
+        return f"{key}: in a config, data:, model: and trainer: stand on top, without {command}:"
     near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{key}: no such setting of {command}{hint}"
+
+
+def _kinds(types: str) -> str:
+    """Types as the parser names them, in words."""
+    words: list[str] = []
+    for name, literal in re.findall(r"<class '(\w+)'>|Literal\[(.*?)\]", types):
+        words += literal.replace("'", "").split(", ") if literal else [TYPES.get(name, name)]
+    return " or ".join(word for word in dict.fromkeys(words) if word != "NoneType") or types

@@ -55,9 +55,6 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
     Raises:
         InputError: There is no such model, it cannot be read, or a flag contradicts it.
     """
-    for flag in ("ckpt_path", "model.weights"):
-        if flags.get(flag) == "":  # as of a variable of the shell that is not set
-            raise InputError(f"--{flag}: names nothing; leave it out, or name a model")
     named = flags.get("ckpt_path") or flags.get("model.weights")
     if named is None:
         if command == "fit":

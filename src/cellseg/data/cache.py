@@ -23,7 +23,7 @@ from cellseg.errors import InputError
 log = logging.getLogger(__name__)
 
 # Part of every key: raise it when the content of an entry changes its meaning.
-FORMAT = "4"
+FORMAT = "5"
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ def planes_of(recording: Recording, plane: str) -> tuple[int, ...]:
     if plane in ("all", "max"):
         return tuple(range(count))
     if plane not in map(str, range(count)):
+        numbers = f"0 to {count - 1}" if count > 1 else "0"
         raise InputError(
-            f"{recording.name}: no plane {plane!r}; --data.plane can be 0 to {count - 1}, "
-            "max or all"
+            f"{recording.name}: no plane {plane!r}; --data.plane can be {numbers}, max or all"
         )
     return (int(plane),)
 

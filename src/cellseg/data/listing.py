@@ -152,7 +152,8 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
         raise InputError(
-            f"--data.predict_dir {source}: neither an image nor a text file with a path a line"
+            f"--data.predict_dir {source}: neither an image that is read ({', '.join(SUFFIXES)}) "
+            "nor a text file with a path a line"
         ) from error
     named = [line.strip().strip("\"'") for line in lines]  # Windows copies paths in quotes
     paths = [os.path.abspath(source.parent / name) for name in named if name and name[0] != "#"]

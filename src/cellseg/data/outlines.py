@@ -55,12 +55,11 @@ def read_rois(source: Path | bytes, shape: tuple[int, int], name: str = "") -> L
         rois = _parse_rois(data)
         planes = {(roi.position, roi.z_position, roi.t_position) for _, roi in rois}
         _one_plane(planes - {(0, 0, 0)})  # 0: on every plane
-        areas = [(label, [_selected(label, roi, shape)]) for label, roi in rois]
+        return _painted([(label, [_selected(label, roi, shape)]) for label, roi in rois], shape)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:  # roifile and zipfile have many for damage
         raise InputError(f"{name}: no ImageJ ROIs, or damaged: {_cause(error)}") from error
-    return _painted(areas, shape)
 
 
 def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -> Labels:
@@ -92,11 +91,11 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
             )
             for number, feature in enumerate(features, 1)
         ]
+        return _painted(areas, shape)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:  # any part of the file may be of any type
         raise InputError(f"{name}: no GeoJSON, or damaged: {_cause(error)}") from error
-    return _painted(areas, shape)
 
 
 def _cause(error: Exception) -> str:
@@ -225,10 +224,11 @@ def _painted(areas: Sequence[tuple[str, Sequence[Pixels]]], shape: tuple[int, in
     if all(re.fullmatch(r"0*[1-9][0-9]{0,8}", name) for name in names):
         numbers = [int(name) for name in names]
         ids = numbers if len(set(numbers)) == len(numbers) else ids
-    if areas and not any(pixels.size for _, parts in areas for pixels in parts):
+    outside = sum(not any(pixels.size for pixels in parts) for _, parts in areas)
+    if 2 * outside > len(areas):
         raise InputError(
-            f"all {len(areas)} outlines lie outside of the image of {shape[0]} x {shape[1]} px; is "
-            "it another image's file?"
+            f"{outside} of {len(areas)} outlines lie outside of the image of {shape[0]} x "
+            f"{shape[1]} px; is it another image's file, or in um?"
         )
     labels = np.zeros(shape[0] * shape[1], np.int32)
     for number, (_, parts) in zip(ids, areas, strict=True):

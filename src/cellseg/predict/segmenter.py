@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -185,7 +185,9 @@ class Segmenter:
         else:
             probs = self.whole(rescale(image, factor))[0].cpu().numpy()
             if factor > 1:  # narrow gaps are seen that the full grid has not
-                labels = to_grid(self.decode(probs, self.decoding), shape)
+                # Beside a nucleus, the border may have a pixel on the fine grid alone.
+                fine = self.decode(probs, replace(self.decoding, exclude_border=False))
+                labels = to_grid(fine, shape, self.decoding.exclude_border)
                 return Segmentation(labels, resize_maps(probs, shape)[0])
             if factor < 1:  # the outlines follow the full grid
                 probs = resize_maps(probs, shape)
