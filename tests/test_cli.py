@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from PIL import Image
 
 from cellseg import __version__
 from cellseg.arguments import EXAMPLES, bracket_lists
+from cellseg.checkpoint import write as write_checkpoint
+from cellseg.choice import choose
 from cellseg.cli import carry_out, main
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
@@ -624,3 +627,72 @@ def test_a_mistake_in_a_task_of_ones_own_keeps_its_traceback(nuclei: Path, tmp_p
     args = ["fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL]
     with pytest.raises(ValueError, match="single element"):
         main(list(map(str, args)), model_class=Mistaken)
+
+
+class OwnNetwork(SegmentationTask):
+    """Another network, and a schedule that has no base rates."""
+
+    def __init__(self, lr: float = 0.1) -> None:
+        super().__init__(base_channels=4, lr=lr)
+        self.net = torch.nn.Conv2d(3, 2, 3, padding=1)  # type: ignore[assignment]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), self.lr)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        scheduler = {"scheduler": schedule, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def test_a_network_and_a_schedule_of_ones_own_go_through_all_commands(
+    nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(*args: object) -> int:
+        return main([*map(str, args), "--data.num_workers", "0"], model_class=OwnNetwork)
+
+    root = ("--trainer.default_root_dir", tmp_path / "run")
+    small = ("--data.root", nuclei, "--data.crop_size", 64, "--data.crops_per_epoch", 8, *root)
+    assert run("fit", *small, "--trainer.max_epochs", 1) == 0
+    more = ("--ckpt_path", "last", "--trainer.max_epochs", 2, "--model.lr", 0.05)
+    assert run("fit", *small, *more) == 0
+    content = stored(find_checkpoint(tmp_path / "run", "last"))
+    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05)
+    assert run("test", "--data.root", nuclei, "--ckpt_path", "best", *root) == 0
+    found = ("--data.predict_dir", nuclei / "images", "--output.dir", tmp_path / "out")
+    assert run("predict", *found, "--ckpt_path", "best", *root) == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["runtime"] == "torch"
+    other = ("--predict.runtime", "openvino")
+    assert run("predict", *found, "--ckpt_path", "best", *root, *other) == 2
+    assert "--predict.runtime openvino computes the U-Net of cellseg" in capfd.readouterr().err
+
+
+def test_a_printed_config_has_what_the_model_brings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = printed_config(capsys, "fit", "--config", "finetune.yaml")
+    assert printed["model"]["base_channels"] == 16
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(printed))
+    again = printed_config(capsys, "fit", "--config", tmp_path / "mine.yaml")
+    assert again["model"] == printed["model"]
+
+
+def test_a_folder_named_like_a_model_is_not_taken_for_folds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nuclei-1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    choice = choose("test", {}, "runs")
+    assert choice is not None and choice.path.name == "nuclei-1.safetensors"
+
+
+def test_a_checkpoint_that_cannot_be_written_stays_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "best.ckpt"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"best\.ckpt: cannot be written"):
+            write_checkpoint(path, {"weights": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"before"
+    assert [*tmp_path.iterdir()] == [path]

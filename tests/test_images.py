@@ -335,7 +335,8 @@ def test_fault_08_of_several_channels_the_nuclear_one_is_taken(
 ) -> None:
     recording = read_recording(data, "cells")
     assert not recording.colour
-    assert recording.channels == (channels or recording.channels)
+    if channels:  # else the file does not name them
+        assert recording.channels == channels
     planes, note = to_rgb_planes(recording)
     np.testing.assert_array_equal(planes[0], thrice(CHANNELS[taken]))
     np.testing.assert_array_equal(read_image(data, "cells"), thrice(CHANNELS[taken]))

@@ -39,7 +39,6 @@ RGB = generate(2, size=320)[0][:300, :260]
 STACK = np.stack(
     [generate(number, size=256, look="fluorescence")[0][..., 0] for number in range(6)]
 )
-EVERYTHING = {"labels", "overlay", "probs", "table", "rois", "geojson", "rle", "coco"}
 
 # How a TIFF is written that is the same picture in every way.
 TIFFS: dict[str, tuple[Array, dict[str, Any]]] = {
@@ -534,8 +533,11 @@ def test_a_large_image_is_measured_and_written_in_its_units(
         kept.append,
     )
     with Drafts(tmp_path, "a") as drafts:
-        rows = result.write(drafts, {"labels", "table"}, 0)["rows"]
+        rows = result.write(drafts, {"labels", "probs", "table"}, 0)["rows"]
         labels = read_recording(drafts.written["a_labels.tif"][0])
+        probs = tifffile.imread(drafts.written["a_probs.tif"][0])
+    np.testing.assert_array_equal(labels.pixels[0, ..., 0], shown[..., 0] > 0)
+    np.testing.assert_array_equal(probs, (shown[..., 0] > 0) * np.uint8(255))
     assert [row["nuclei"] for row in rows] == [1]
     (nucleus,) = csv.DictReader(kept[0].splitlines())
     assert float(nucleus["area_um2"]) == 120 / 4

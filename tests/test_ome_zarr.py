@@ -66,11 +66,8 @@ def test_an_ome_zarr_is_read_whole_and_by_windows(
     path = write(tmp_path / "a.ome.zarr", version)
     whole = read_recording(path, by_windows=True)
     np.testing.assert_array_equal(whole.pixels, STACK[0].transpose(1, 2, 3, 0))
-    assert (whole.channels, whole.plane_axes, whole.plane_shape) == (
-        ("actin", "DAPI"),
-        "TZ",
-        (1, 2),
-    )
+    assert (whole.channels, whole.plane_axes) == (("actin", "DAPI"), "Z")
+    assert whole.plane_shape == (2,)  # the one point in time is no axis
     assert whole.pixel_size == (0.25 if version >= "0.4" else None)
     assert whole.z_step == (2 if version >= "0.4" else None)
     monkeypatch.setattr(ome_zarr, "LARGE", 1000)
@@ -120,7 +117,7 @@ def test_an_ome_zarr_is_predicted_and_again_only_when_changed(
     paths = ("--data.predict_dir", tmp_path / "in", "--output.dir", tmp_path / "out")
     assert cellseg("predict", "--data.num_workers", 0, *paths) == 0
     labels = tifffile.imread(tmp_path / "out" / "a.ome_labels.tif")
-    assert labels.shape == (1, 2, 100, 90)
+    assert labels.shape == (2, 100, 90)
     with (tmp_path / "out" / "objects.csv").open() as lines:
         row = next(csv.DictReader(lines))
     assert "mean_DAPI" in row

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from cellseg.adapt import rescale, resize_maps
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode, encode
 from cellseg.nn.unet import UNet
@@ -98,6 +99,25 @@ def test_foreground_alone_is_stitched_too(maps: NDArray[np.float32]) -> None:
     labels, _ = stitched(spots, decoding)
     whole = decode(spots, decoding)
     np.testing.assert_array_equal(labels > 0, whole > 0)
+
+
+@pytest.mark.parametrize("scale", [1 / 3, 1 / 2, 2, 3])
+def test_windows_have_the_maps_of_the_whole_at_any_scale(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TILE", 128)
+    torch.manual_seed(0)
+    net = UNet(out_channels=1, base_channels=2, depth=2).double().eval()
+    image = torch.randn(1, 3, 96, 480, dtype=torch.float64)
+
+    def maps(rows: slice, columns: slice) -> NDArray[Any]:
+        window = image[..., rows, columns]
+        with torch.inference_mode():
+            return resize_maps(net(rescale(window, scale))[0].numpy(), window.shape[-2:])
+
+    everywhere = slice(0, 96), slice(0, 480)
+    windows = with_halo(maps, (96, 480), scale, 2)(*everywhere)
+    np.testing.assert_allclose(windows, maps(*everywhere), rtol=1e-6, atol=1e-9)
 
 
 def test_small_nuclei_are_dropped(maps: NDArray[np.float32]) -> None:

@@ -157,8 +157,8 @@ class Application(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
-            if not any(arg.startswith("--print_config") for arg in args):
-                self._apply_model(parser, args)
+            printed = [arg for arg in args if arg.startswith("--print_config")]
+            self._apply_model(parser, [arg for arg in args if arg not in printed])
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")

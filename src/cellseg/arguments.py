@@ -43,7 +43,7 @@ CKPT_PATH["test"] = f"{CKPT_PATH['validate']} A folder scores the best of each f
 PREDICT: dict[str, set[str]] = {
     "data": {
         *("predict_dir", "channel", "plane", "invert", "diameter", "pixel_size"),
-        *("include", "exclude", "shard", "percentiles", "num_workers"),
+        *("include", "exclude", "shard", "percentiles", "num_workers", "cache_dir"),
     },
     "model": set(),
     "trainer": {

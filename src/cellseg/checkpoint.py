@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cellseg.adapt import DIAMETER
+from cellseg.atomic import draft
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
 
@@ -103,6 +105,19 @@ def read(path: Path) -> Stored:
         InputError: The file is damaged, holds more than data, or is of something else.
     """
     return _read_released(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Replace a checkpoint.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    # Of a file that cannot be written, torch says so by a RuntimeError.
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    with draft(path) as name:
+        name.write_bytes(buffer.getbuffer())
 
 
 def _read_released(path: Path) -> Stored:

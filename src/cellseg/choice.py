@@ -62,7 +62,8 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
         named = DEFAULT
         log.info("Model: %s, which comes with cellseg", named)
     name = str(named)
-    folds = best_of_runs(Path(name)) if command == "test" and Path(name).is_dir() else {}
+    is_folder = name not in ("best", "last", DEFAULT) and Path(name).is_dir()
+    folds = best_of_runs(Path(name)) if command == "test" and is_folder else {}
     path = next(iter(folds)) if folds else resolve(name, default_root_dir)
     stored = folds[path] if folds else read(path)
     if name in ("best", "last"):

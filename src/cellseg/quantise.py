@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cellseg.arguments import bracket_lists
 from cellseg.atomic import draft
-from cellseg.checkpoint import Stored, read, resolve
+from cellseg.checkpoint import Stored, read, resolve, write
 from cellseg.cli import carry_out, set_up_logging
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
@@ -105,8 +105,7 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
             name.write_text(text, encoding="utf-8")
     else:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        with draft(path) as name:
-            torch.save({**content, "ranges": ranges}, name)
+        write(path, {**content, "ranges": ranges})
     log.info("Measured on %d crops and stored in %s", datamodule.crops_per_epoch, path.parent)
 
 

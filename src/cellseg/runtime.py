@@ -50,16 +50,20 @@ class Runtime(pl.Callback):
         Raises:
             InputError: OpenVINO is asked for and cannot be had.
         """
+        if not isinstance(pl_module.net, UNet):  # one's own task may have any network
+            if self.runtime in ("openvino", "int8"):
+                raise InputError(
+                    f"--predict.runtime {self.runtime} computes the U-Net of cellseg; leave it out"
+                )
+            return "torch"
         on_cpu = trainer.strategy.root_device.type == "cpu"
         ranges = getattr(pl_module, "ranges", None)
         return choose(self.runtime, on_cpu and trainer.precision == "32-true", ranges)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # Only now are the weights of a checkpoint in place. One's own task may have any network.
-        chosen = self.choose(trainer, pl_module)
-        if isinstance(pl_module.net, UNet):
-            cache_dir = trainer.datamodule.cache_dir  # type: ignore[attr-defined]
-            pl_module.backend = backend_for(chosen, pl_module, cache_dir)
+        # Only now are the weights of a checkpoint in place.
+        cache_dir = trainer.datamodule.cache_dir  # type: ignore[attr-defined]
+        pl_module.backend = backend_for(self.choose(trainer, pl_module), pl_module, cache_dir)
 
     on_test_start = on_validation_start = on_predict_start
 

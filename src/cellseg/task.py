@@ -78,6 +78,7 @@ class SegmentationTask(pl.LightningModule):
         # Faster on CPUs and on tensor cores; results are the same.
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = DiceBCELoss(dice_weight, bce_weight)
+        self.out_channels = out_channels
         self.depth = depth
         self.border_weight = border_weight
         self.lr = lr
@@ -207,15 +208,17 @@ class SegmentationTask(pl.LightningModule):
             return
         self.decoding = Decoding(**checkpoint["scored_with"])
         self.initial_weights = checkpoint.get("initial_weights")
+        # One's own optimiser and schedule may have other rates in each group, or hold more of them.
+        ratio = self.lr / checkpoint["hyper_parameters"]["lr"]
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:
-                # Without a schedule, as one's own optimiser may be, the rate is what it began with.
-                group["lr"] *= self.lr / group.get("initial_lr", group["lr"])
-                group["initial_lr"] = self.lr
+                for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+                    group[name] *= ratio
                 if group.get("weight_decay"):
                     group["weight_decay"] = self.weight_decay
         for state in checkpoint.get("lr_schedulers", []):
-            state["base_lrs"] = [self.lr for _ in state["base_lrs"]]
+            if "base_lrs" in state:
+                state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
 
     def _start_from(self, weights: str) -> None:
         stored = read(resolve(weights))
@@ -247,7 +250,7 @@ class SegmentationTask(pl.LightningModule):
         return torch.stack(logits).mean(0)
 
     def _target(self, batch: dict[str, Any]) -> Tensor:
-        maps: Tensor = batch["maps"][:, : self.net.head.out_channels]
+        maps: Tensor = batch["maps"][:, : self.out_channels]
         return maps.float()
 
     def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any] | None:

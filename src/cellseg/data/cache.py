@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 
 import numpy as np
 
+from cellseg.atomic import draft_name
 from cellseg.data.channels import three, to_rgb_planes
 from cellseg.data.folders import Sample, Tree
 from cellseg.data.images import read_one_plane
@@ -108,8 +108,7 @@ def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array,
 
 
 def _write(folder: Path, image: Array, labels: Array, digest: str) -> None:
-    # Unique also among machines that share the cache, whose process numbers may be equal.
-    draft = folder.with_name(f".draft-{token_hex(4)}-{folder.name}")
+    draft = folder.with_name(f"{draft_name()}-{folder.name}")
     try:
         draft.mkdir(parents=True)
         np.save(draft / "image.npy", np.ascontiguousarray(image))

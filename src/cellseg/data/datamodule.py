@@ -44,8 +44,8 @@ class NucleiDataModule(pl.LightningDataModule):
         synthetic: Number of generated images to use instead of a root.
         download: Fetch the 2018 Data Science Bowl training images (83 MB) where the root has
             none; without a root they go to the cache folder.
-        cache_dir: Where decoded images and merged masks are kept; by default the user's cache
-            folder. Safe to delete.
+        cache_dir: Where decoded images, merged masks and converted networks are kept; by default
+            the user's cache folder. Safe to delete.
         split: `auto` is the project's split of DSB2018 where the images are from it and
             `random` otherwise; `stardist` is that of StarDist's paper; or a CSV with the
             columns `image_id` and `split`.

@@ -63,10 +63,12 @@ def merge_masks(masks: Sequence[Array]) -> Array:
     A pixel is in a nucleus where its mask has half of its highest value: that of a JPEG is not 0
     around it.
     """
+    from skimage.segmentation import relabel_sequential
+
     labels = np.zeros(masks[0].shape, np.int32)
     for number, mask in enumerate(masks, start=1):
         labels[(mask >= max(mask.max() / 2, 1)) & (labels == 0)] = number
-    return _compact(labels)
+    return _compact(relabel_sequential(labels)[0])
 
 
 def whole_labels(mask: Array) -> Array:

@@ -77,7 +77,7 @@ def arrange(
     channels = [i for i, axis in enumerate(axes) if axis in of_channels]
     planes = [i for i, axis in enumerate(axes) if axis not in of_channels + "YX"]
     count = math.prod(pixels.shape[i] for i in channels)
-    sizes = {i: pixels.shape[i] for i in planes}
+    sizes = {i: pixels.shape[i] for i in planes if pixels.shape[i] > 1}
     height, width = (pixels.shape[axes.index(axis)] for axis in "YX")
     pixels = pixels.transpose(*planes, axes.index("Y"), axes.index("X"), *channels)
     pixels = pixels.reshape(-1, height, width, count)

@@ -44,6 +44,7 @@ class Drafts:
         self.dir = dir
         self.stem = stem
         self.written: dict[str, tuple[Path, str]] = {}
+        self._numbers = count()  # several may be open at a time
         # Under no name that looks like a result, and in no folder that comes and goes.
         self._common = draft_name()
 
@@ -51,7 +52,7 @@ class Drafts:
     def draft(self, ending: str) -> Iterator[Path]:
         """A temporary file for the result whose name ends in this; errors as of `atomic.draft`."""
         path = self.dir / f"{self.stem}{ending}"
-        name = self.dir / FOLDER / f"{self._common}.{len(self.written)}{path.suffix}"
+        name = self.dir / FOLDER / f"{self._common}.{next(self._numbers)}{path.suffix}"
         with writing(path):
             with suppress(FileNotFoundError):
                 path.lstat()  # else what is wrong with its name would be known too late

@@ -187,6 +187,7 @@ def with_halo(maps: Maps, shape: tuple[int, int], scale: float, depth: int) -> M
         depth: Number of the U-Net's poolings.
     """
     step = 2**depth
+    grid = max(step, round(step / scale))  # its multiples in px of the plane
     side = max(step, int(TILE / max(1, scale)) // step * step)
     halo = math.ceil(7 / scale) * step
 
@@ -200,7 +201,10 @@ def with_halo(maps: Maps, shape: tuple[int, int], scale: float, depth: int) -> M
                     slice(left, min(left + side, columns.stop)),
                 ]
                 outer = [
-                    slice(max(part.start - halo, 0), min(part.stop + halo, size))
+                    slice(
+                        max(part.start - halo, 0) // grid * grid,
+                        min(math.ceil((part.stop + halo) / grid) * grid, size),
+                    )
                     for part, size in zip(inner, shape, strict=True)
                 ]
                 within = [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cellseg.atomic import draft
+from cellseg.checkpoint import write
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
 from cellseg.instances import Decoding, decode
@@ -95,10 +95,11 @@ class Tuning(pl.Callback):
             )
             return
         pl_module.decoding, ap = tune(predictions, pl_module.decoding)
+        tuned = {"decoding": asdict(pl_module.decoding), "tuned": True}
         last = best.with_name("last.ckpt")
         if last.is_file():
-            _store(last, torch.load(last, "cpu", weights_only=True), pl_module.decoding)
-        _store(best, content, pl_module.decoding)
+            write(last, torch.load(last, "cpu", weights_only=True) | tuned)
+        write(best, content | tuned)
         log.info(
             "Tuned on %d validation images: %s, mean AP %.3f",
             len(predictions), _flags(pl_module.decoding), ap,
@@ -206,12 +207,6 @@ def tune(
         # The one at hand comes first, so that it stays where another is just as good.
         best = max([best, *(replace(best, **{name: v}) for v in CANDIDATES[name])], key=score)
     return best, score(best)
-
-
-def _store(path: Path, content: dict[str, Any], decoding: Decoding) -> None:
-    """Write a checkpoint with another decoding."""
-    with draft(path) as name:
-        torch.save({**content, "decoding": asdict(decoding), "tuned": True}, name)
 
 
 def _flags(decoding: Decoding) -> str:
