@@ -136,46 +136,56 @@ class LargeResult:
             whole: (P, H, W), to be filled with the labels.
         """
         planes, height, width = self.shape
-        margin = margin_for(self.about.scale)
         tiles = planes * math.ceil(height / TILE) * math.ceil(width / TILE)
-        progress = tqdm(
+        with tqdm(
             total=tiles, desc=self.about.file, unit="tile", leave=False, disable=None, position=1
-        )
-        for plane in range(planes):
-            found: list[tuple[Array, float]] = []
+        ) as progress:
+            for plane in range(planes):
+                maps = self._maps_of(plane, progress)
+                row = 0
+                for labels, foreground in self._plane(plane, maps, formats, expand):
+                    rows = slice(row, row + len(labels))
+                    if probs is not None:
+                        probs[plane, rows] = to_bytes(foreground)
+                    if whole is not None:
+                        whole[plane, rows] = labels
+                    yield labels
+                    row = rows.stop
 
-            def take(piece: Piece, plane: int = plane, found: list[Any] = found) -> None:
-                columns = self._measure(plane, piece, expand)
-                found.append((columns["area_px"], columns["area_px"] @ columns["confidence"]))
-                if "geojson" in formats:
-                    self._columns.append(columns)
-                if piece.count and {"table", "parquet"} & formats:
-                    names = [self.about.plane_names[plane]] * piece.count
-                    text = table_text(self.about.file, names, columns)
-                    self._tables.append(self.keep(text))
+    def _plane(
+        self, plane: int, maps: Maps, formats: set[str], expand: float
+    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.float32]]]:
+        """What `stitch` gives of a plane, whose nuclei are measured and drawn meanwhile."""
+        found: list[tuple[Array, float]] = []
 
-            picture = np.zeros((height // self._step, width // self._step, 3), np.uint8)
-            maps = self._maps_of(plane, progress)
-            row = 0
-            for labels, foreground in stitch((height, width), maps, self.decoding, margin, take):
-                rows = slice(row, row + len(labels))
-                if probs is not None:
-                    probs[plane, rows] = to_bytes(foreground)
-                if whole is not None:
-                    whole[plane, rows] = labels
-                if {"overlay", "report"} & formats:
-                    self._draw(picture, plane, rows, labels)
-                yield labels
-                row = rows.stop
-            areas = np.concatenate([areas for areas, _ in found])
-            total = float(sum(confidence for _, confidence in found))
-            confidence = total / areas.sum() if len(areas) else None
-            if len(areas) > max(map(len, self._areas), default=-1):
-                self._picture = picture
-            self._areas.append(areas)
-            shape = (height, width)
-            self._rows.append(summary_row(self.about, plane, shape, areas, confidence))
-        progress.close()
+        def take(piece: Piece) -> None:
+            columns = self._measure(plane, piece, expand)
+            weighed = float(columns["area_px"] @ columns["confidence"])
+            found.append((columns["area_px"], weighed))
+            if "geojson" in formats:
+                self._columns.append(columns)
+            if piece.count and {"table", "parquet"} & formats:
+                names = [self.about.plane_names[plane]] * piece.count
+                text = table_text(self.about.file, names, columns)
+                self._tables.append(self.keep(text))
+
+        height, width = shape = self.shape[1:]
+        picture = np.zeros((height // self._step, width // self._step, 3), np.uint8)
+        margin = margin_for(self.about.scale)
+        row = 0
+        for labels, foreground in stitch(shape, maps, self.decoding, margin, take):
+            rows = slice(row, row + len(labels))
+            if {"overlay", "report"} & formats:
+                self._draw(picture, plane, rows, labels)
+            yield labels, foreground
+            row = rows.stop
+        areas = np.concatenate([areas for areas, _ in found])
+        total = float(sum(confidence for _, confidence in found))
+        confidence = total / areas.sum() if len(areas) else None
+        if len(areas) > max(map(len, self._areas), default=-1):
+            self._picture = picture
+        self._areas.append(areas)
+        self._rows.append(summary_row(self.about, plane, shape, areas, confidence))
 
     def _maps_of(self, plane: int, progress: tqdm[Any]) -> Maps:
         """The maps of a tile of a plane."""
