@@ -16,7 +16,7 @@ from cellseg.instances import equivalent_diameter
 
 # Images are rescaled by these factors only, so that neighbouring images are treated alike.
 FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
-SHRINKING = (1 / 2, 1 / 3)
+SHRINKING = tuple(factor for factor in reversed(FACTORS) if factor < 1)
 # Median diameters that a model finds as they are, as parts of the one that it was trained on; see
 # `docs/diameter.md`.
 KNOWN = (0.6, 1.5)

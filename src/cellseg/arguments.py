@@ -51,8 +51,6 @@ PREDICT: dict[str, set[str]] = {
         *("enable_progress_bar", "default_root_dir"),
     },
 }
-
-
 # What the parser calls the types of values.
 TYPES = {"bool": "true or false", "float": "a number", "int": "a whole number", "str": "a text"}
 
@@ -106,20 +104,22 @@ def find_configs(args: Sequence[str]) -> list[str]:
     found = []
     for before, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
-        if (before in ("--config", "-c") or equals) and not Path(value).exists():
-            name = value.removeprefix("configs/")
-            packaged = _configs() / name
-            value = str(packaged) if Path(name).name == name and packaged.is_file() else value
-        if (before in ("--config", "-c") or equals) and Path(value).is_file():
-            _check_config(value)
+        if before in ("--config", "-c") or equals:
+            value = _config(value)
         found.append(flag + equals + value)
     return found
 
 
-def _check_config(path: str) -> None:
-    """Refuse what the parser would not name the file of."""
+def _config(path: str) -> str:
+    """The file of a config; what the parser would refuse without naming it is refused here."""
     import yaml
 
+    name = path.removeprefix("configs/")
+    packaged = _configs() / name
+    if not Path(path).exists() and Path(name).name == name and packaged.is_file():
+        return str(packaged)
+    if not Path(path).is_file():
+        return path
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -131,6 +131,7 @@ def _check_config(path: str) -> None:
         raise InputError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a config holds groups of settings, as data: or model:")
+    return path
 
 
 def _configs() -> Path:
@@ -240,7 +241,7 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
     if wrong:
         return f"{wrong[1]}: must be {_kinds(wrong[2])}, not {wrong[3]}"
     # A path may have spaces; what begins with a dash is not part of it.
-    unknown = re.search(r"unrecognized arguments: (-\S+|.+?(?= -|$))|ption '(\S+)'", message)
+    unknown = re.search(r"unrecognized arguments: (-\S+|.+?(?= -|$))|[Oo]ption '(\S+)'", message)
     if not unknown:
         return message
     word = unknown[1] or unknown[2]

@@ -19,8 +19,9 @@ from cellseg.data.images import note_on_maximum, read_recording, select_planes
 from cellseg.data.intensity import intensity_limits, normalise, note_on_contrast
 from cellseg.data.large import LargeImage, left_out
 from cellseg.data.listing import readable
-from cellseg.data.recording import LARGE, unreadable
+from cellseg.data.recording import unreadable
 from cellseg.errors import InputError
+from cellseg.nn.unet import LARGE
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data.recording import LARGE, Array
+from cellseg.data.recording import Array
+from cellseg.nn.unet import LARGE
 
 
 def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:

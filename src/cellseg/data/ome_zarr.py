@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from cellseg.data.recording import (
-    LARGE,
     Array,
     Opened,
     Recording,
@@ -22,6 +21,7 @@ from cellseg.data.recording import (
     in_micrometres,
     side_of_square,
 )
+from cellseg.nn.unet import LARGE
 
 # OME writes units out.
 UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm"}

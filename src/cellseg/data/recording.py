@@ -20,9 +20,6 @@ from cellseg.errors import InputError
 Array = NDArray[Any]
 File = BytesIO | BufferedReader
 
-# Pixels, over all planes, beyond which an image is not held whole, nor all of it looked at for its
-# intensities: the network alone takes 2 GB for so many at 16 channels.
-LARGE = 2**22
 COLOURS = ("red", "green", "blue")
 # A constant image compresses about 1,000 to 1; smaller ones do no harm at any ratio.
 BOMB_RATIO, BOMB_FLOOR = 1000, 256 * 2**20

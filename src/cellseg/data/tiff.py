@@ -17,7 +17,6 @@ import numpy as np
 
 from cellseg.data.recording import (
     COLOURS,
-    LARGE,
     Array,
     File,
     Opened,
@@ -30,6 +29,7 @@ from cellseg.data.recording import (
     side_of_square,
 )
 from cellseg.errors import InputError
+from cellseg.nn.unet import LARGE
 
 # Photometric interpretations that need no conversion: white is 0, black is 0, RGB, palette.
 PLAIN = (0, 1, 2, 3)

@@ -142,20 +142,17 @@ class LargeResult:
         ) as progress:
             for plane in range(planes):
                 maps = self._maps_of(plane, progress)
-                row = 0
-                for labels, foreground in self._plane(plane, maps, formats, expand):
-                    rows = slice(row, row + len(labels))
+                for rows, labels, foreground in self._plane(plane, maps, formats, expand):
                     if probs is not None:
                         probs[plane, rows] = to_bytes(foreground)
                     if whole is not None:
                         whole[plane, rows] = labels
                     yield labels
-                    row = rows.stop
 
     def _plane(
         self, plane: int, maps: Maps, formats: set[str], expand: float
-    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.float32]]]:
-        """What `stitch` gives of a plane, whose nuclei are measured and drawn meanwhile."""
+    ) -> Iterator[tuple[slice, NDArray[np.uint32], NDArray[np.float32]]]:
+        """Rows of a plane with what `stitch` gives of them, whose nuclei are measured and drawn."""
         found: list[tuple[Array, float]] = []
 
         def take(piece: Piece) -> None:
@@ -177,7 +174,7 @@ class LargeResult:
             rows = slice(row, row + len(labels))
             if {"overlay", "report"} & formats:
                 self._draw(picture, plane, rows, labels)
-            yield labels, foreground
+            yield rows, labels, foreground
             row = rows.stop
         areas = np.concatenate([areas for areas, _ in found])
         total = float(sum(confidence for _, confidence in found))

@@ -12,8 +12,8 @@ from cellseg.data.cache import default_cache_dir
 from cellseg.data.channels import colours_of, three, to_rgb
 from cellseg.data.dataset import to_input
 from cellseg.data.large import LargeImage
-from cellseg.data.recording import LARGE
 from cellseg.instances import narrow
+from cellseg.nn.unet import LARGE
 from cellseg.predict.tiles import margin_for, stitch
 from cellseg.runtime import Name, backend_for, choose
 from cellseg.task import SegmentationTask

@@ -27,8 +27,8 @@ from cellseg.adapt import (
     resize_maps,
     to_grid,
 )
-from cellseg.data.recording import LARGE
 from cellseg.instances import Decoding
+from cellseg.nn.unet import LARGE
 from cellseg.predict.tiles import Maps, with_halo
 
 
