@@ -161,6 +161,19 @@ def test_colours_vary_and_are_inverted_at_times(augmentation: Augmentation) -> N
     assert np.std(inside) > 0.05
 
 
+def test_some_crops_have_the_blocks_of_jpeg() -> None:
+    rng = np.random.default_rng(0)
+    image = grey(np.clip(0.5 + 0.2 * rng.standard_normal((SIDE * 4, SIDE * 4)), 0, 1))
+    labels = np.zeros(image.shape[:2], np.uint16)
+    vary = Augmentation(64)
+    edges = []
+    for seed in range(200):
+        steps = np.abs(np.diff(vary(image, labels, seed)[0].mean(2), axis=1)).mean(0)
+        edges.append(steps[7::8].mean() / np.delete(steps, np.s_[7::8]).mean())
+    assert 0.03 < np.mean(np.array(edges) > 1.15) < 0.25
+    assert 0.95 < np.median(edges) < 1.05
+
+
 @pytest.mark.parametrize("strength", [0, 1])
 @pytest.mark.parametrize("shape", [(1, 1), (17, 33), (1, 500), (100, 7)])
 def test_images_smaller_than_the_crop_are_filled_up(

@@ -135,5 +135,8 @@ def _pipeline(size: int, strength: float) -> Any:
         A.RandomBrightnessContrast(0.15 * s, 0.3 * s, p=often(0.5)),
         A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 0.3 + 1.5 * s), p=often(0.2)),
         A.GaussNoise(std_range=(0.005, 0.005 + 0.06 * s), p=often(0.3)),
+        # Last, since the blocks of JPEG are in what was recorded. Those of a dim image are as
+        # plain as the nuclei once its contrast is stretched: hence the low qualities.
+        A.ImageCompression(quality_range=(max(5, round(100 - 90 * s)), 100), p=often(0.2)),
     ]
     return A.Compose([*cut, *warp, *colour], strict=True)
