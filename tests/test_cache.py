@@ -43,7 +43,7 @@ def kaggle(root: Path, name: str = "k", seed: int = 0) -> Path:
     return root
 
 
-def prepared(root: Path, folder: Path) -> list[cache.Annotated]:
+def prepared(root: Path, folder: Path) -> list[cache.CachedImage]:
     tree = open_tree(root)
     return prepare(tree, find_samples(tree)[0], folder)
 

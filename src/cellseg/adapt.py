@@ -21,7 +21,7 @@ SHRINKING = tuple(factor for factor in reversed(FACTORS) if factor < 1)
 # `docs/diameter.md`.
 KNOWN = (0.6, 1.5)
 # An image is inverted where the model is surer of the negative by this much.
-MARGIN = 0.005
+INVERTED = 0.005
 # Enlarging takes long: where a model is as sure as this of an image as it is, it is not tried.
 SURE = 0.92
 # By how much it may be less sure of an image once that is rescaled. Of smaller nuclei, of which

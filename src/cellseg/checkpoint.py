@@ -10,7 +10,6 @@ import hashlib
 import json
 import pickle
 import zipfile
-import zlib
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
@@ -22,14 +21,12 @@ from torch import Tensor
 
 from cellseg.adapt import DIAMETER
 from cellseg.atomic import draft
-from cellseg.errors import InputError
+from cellseg.errors import DAMAGE, InputError
 from cellseg.instances import Decoding
 
 # What must agree with the weights; a flag that says otherwise is refused.
 ARCHITECTURE = ("model.out_channels", "model.base_channels", "model.depth")
 FIXED = (*ARCHITECTURE, "data.percentiles")
-# What reading a damaged archive raises.
-DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError, KeyError)
 SHIPPED = Path(str(files("cellseg"))) / "weights"
 
 
@@ -147,7 +144,7 @@ def _read_checkpoint(path: Path) -> Stored:
         raise InputError(
             f"{path}: refused, because it holds objects other than plain data"
         ) from error
-    except DAMAGE as error:
+    except (*DAMAGE, KeyError) as error:
         raise InputError(f"{path}: not a checkpoint, or a damaged one") from error
     if damaged:
         raise InputError(f"{path}: damaged (checksum of {damaged})")

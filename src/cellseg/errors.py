@@ -5,7 +5,12 @@ Each message names the file or the key, the cause and the way out.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
+
+# What reading a zip archive raises for damage, encryption and unknown methods.
+DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
 
 
 class InputError(ValueError):

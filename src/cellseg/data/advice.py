@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from cellseg.data.dataset import Annotation
+from cellseg.data.dataset import Annotated
 from cellseg.data.recording import Array
 from cellseg.errors import few
 
@@ -19,7 +19,7 @@ FEW = 30
 CHECKED = 200
 
 
-def check_annotations(annotated: Sequence[Annotation], to_train: bool) -> None:
+def check_annotations(annotated: Sequence[Annotated], to_train: bool) -> None:
     """Name images whose annotation looks like a mistake, unless there are many images.
 
     Args:
@@ -43,7 +43,7 @@ def check_annotations(annotated: Sequence[Annotation], to_train: bool) -> None:
         )
 
 
-def advise_folds(annotated: Sequence[Annotation], groups: Collection[str]) -> None:
+def advise_folds(annotated: Sequence[Annotated], groups: Collection[str]) -> None:
     """Say how folds are made of a few images, of which those of a group are on one side."""
     folds = min(5, len(groups))
     if len(annotated) < FEW and folds >= 3:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from cellseg.data.cache import prepare
-from cellseg.data.dataset import Annotation
+from cellseg.data.dataset import Annotated
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.errors import InputError, few
 
@@ -20,7 +20,7 @@ def find_annotated(
     cache_dir: Path,
     channel: str | None,
     flag: str,
-) -> tuple[str, list[Annotation]]:
+) -> tuple[str, list[Annotated]]:
     """The name of their source, and the annotated images; those that cannot be used are named.
 
     Args:

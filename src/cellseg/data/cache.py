@@ -27,7 +27,7 @@ FORMAT = "5"
 
 
 @dataclass(frozen=True)
-class Annotated:
+class CachedImage:
     """A cached image and its labels.
 
     Attributes:
@@ -66,7 +66,7 @@ def default_cache_dir() -> Path:
 
 def prepare(
     tree: Tree, samples: Sequence[Sample], cache_dir: Path, channel: str | None = None
-) -> list[Annotated]:
+) -> list[CachedImage]:
     """Cache entries for all samples, made where they are missing, with a progress bar.
 
     `channel` is that of the images which shows the nuclei, see `channels.to_rgb_planes`.
@@ -82,7 +82,7 @@ def prepare(
         content = tree.fingerprint((sample.image, *sample.masks))
         facts = f"{FORMAT} {channel} {sample.whole} {content}"
         key = hashlib.sha256(facts.encode()).hexdigest()[:32]
-        entry = Annotated(sample.id, cache_dir / key[:2] / key)
+        entry = CachedImage(sample.id, cache_dir / key[:2] / key)
         annotated.append(entry)
         if not entry.folder.is_dir():
             todo.append((sample, entry))

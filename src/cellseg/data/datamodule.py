@@ -18,7 +18,7 @@ from cellseg.cores import cores
 from cellseg.data.advice import advise_folds, check_annotations
 from cellseg.data.annotated import find_annotated
 from cellseg.data.cache import default_cache_dir
-from cellseg.data.dataset import Annotation, CropDataset, WholeImageDataset
+from cellseg.data.dataset import Annotated, CropDataset, WholeImageDataset
 from cellseg.data.files import FileDataset, Files, Reading
 from cellseg.data.groups import dsb2018, origins
 from cellseg.data.listing import files_to_predict
@@ -173,10 +173,10 @@ class NucleiDataModule(pl.LightningDataModule):
         self.agree: Callable[[Callable[[], Files]], Files] = lambda find: find()
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
-        self.sides: dict[str, list[Annotation]] = {}
+        self.sides: dict[str, list[Annotated]] = {}
         self.description = ""  # of the data in force
         self._origins: dict[str, tuple[str, str]] = {}
-        self._found: dict[str, tuple[str, list[Annotation]]] = {}
+        self._found: dict[str, tuple[str, list[Annotated]]] = {}
         self._crops_before = self._step_before = 0
         self._split_to_save: dict[str, dict[str, str]] = {}
         self._diameter: float | None = None
@@ -285,7 +285,7 @@ class NucleiDataModule(pl.LightningDataModule):
         """The group of an image, and its modality where that is known."""
         return self._origins[sample]
 
-    def annotated(self) -> tuple[str, list[Annotation]]:
+    def annotated(self) -> tuple[str, list[Annotated]]:
         """Where the annotated images come from, and themselves; looked for once."""
         testing = self.trainer is None or self.trainer.state.fn == TrainerFn.TESTING
         flag = "test_dir" if testing and self.test_dir else "root"
@@ -343,7 +343,7 @@ class NucleiDataModule(pl.LightningDataModule):
         if stage == "fit" and not self.recipe.folds:
             advise_folds(annotated, {group for group, _ in self._origins.values()})
 
-    def _split_in_force(self, annotated: Sequence[Annotation], stage: str) -> Split:
+    def _split_in_force(self, annotated: Sequence[Annotated], stage: str) -> Split:
         digests = {sample.id: sample.digest() for sample in annotated}
         if stage == "test" and (self.test_dir or self._is_all_to_be_scored(digests)):
             split = everything(list(digests), "test", "all images")

@@ -15,8 +15,8 @@ from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode
 
 
-class Annotation(Protocol):
-    """What a training set is made of; see `cache.Annotated`."""
+class Annotated(Protocol):
+    """What a training set is made of; see `cache.CachedImage`."""
 
     @property
     def id(self) -> str: ...
@@ -44,7 +44,7 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        samples: Sequence[Annotation],
+        samples: Sequence[Annotated],
         augmentation: Augmentation,
         percentiles: tuple[float, float],
         seed: int,
@@ -87,7 +87,7 @@ class WholeImageDataset(Dataset[dict[str, Any]]):
     `repeat` (see `samplers.Share`).
     """
 
-    def __init__(self, samples: Sequence[Annotation], percentiles: tuple[float, float]) -> None:
+    def __init__(self, samples: Sequence[Annotated], percentiles: tuple[float, float]) -> None:
         self.samples = samples
         self.percentiles = percentiles
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cellseg.data.folders import DAMAGE, ZipTree, find_samples, open_tree
+from cellseg.data.folders import ZipTree, find_samples, open_tree
 from cellseg.data.groups import dsb2018
-from cellseg.errors import InputError
+from cellseg.errors import DAMAGE, InputError
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC038/stage1_train.zip"
 NAME = "stage1_train.zip"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,14 @@ from cellseg.data.digests import digest_of
 from cellseg.data.images import is_image
 from cellseg.data.listing import MASKS, PREDICTED, output_stems, walk
 from cellseg.data.recording import unreadable
-from cellseg.errors import InputError
+from cellseg.errors import DAMAGE, InputError
 
 LAYOUTS = (
     "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ or labels/ with equal names, "
     "or images beside their <name>_labels.tif, <name>_masks.*, <name>_rois.zip or <name>.geojson"
 )
 # What annotations end with that are no images.
-OUTLINES = (".zip", ".roi", ".geojson")
-# What `zipfile` and its decompressors raise for damage, encryption and unknown methods.
-DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError)
+OUTLINE_FILES = (".zip", ".roi", ".geojson")
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     """
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
     for name in tree.names:
-        if is_image(name) or name.lower().endswith(OUTLINES):
+        if is_image(name) or name.lower().endswith(OUTLINE_FILES):
             folders[PurePosixPath(name).parent].append(name)
     images: list[Sample] = []
     for folder, names in folders.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellseg.data.folders import OUTLINES, Sample, Tree
+from cellseg.data.folders import OUTLINE_FILES, Sample, Tree
 from cellseg.data.images import read_labels
 from cellseg.data.recording import Array
 from cellseg.errors import InputError
@@ -33,7 +33,7 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
     # Beside a lone image a lone mask, of any name, may be that of its only nucleus or of all.
     if not sample.whole and (len(masks) > 1 or _is_of_one(masks[0])):
         return merge_masks(masks)
-    if sample.masks[0].lower().endswith(OUTLINES):  # each is a nucleus, whatever its parts
+    if sample.masks[0].lower().endswith(OUTLINE_FILES):  # each is a nucleus, whatever its parts
         return _compact(relabel_sequential(masks[0])[0])
     labels = whole_labels(masks[0])
     nuclei, pieces = np.count_nonzero(np.unique(labels)), int(label(labels).max())

@@ -176,7 +176,7 @@ def _noise(rng: np.random.Generator, size: int, sigma: float) -> Floats:
 
 
 class Generated:
-    """A generated image as a training set's `dataset.Annotation`, drawn once when first used.
+    """A generated image as a training set's `dataset.Annotated`, drawn once when first used.
 
     Args:
         number: See `generate`.

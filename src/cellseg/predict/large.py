@@ -36,7 +36,7 @@ LARGEST_OUTLINED = 2**27
 # And of the largest that is held whole for the 16 bits that ImageJ reads: whether there are no more
 # nuclei than they count is known at the end.
 LARGEST_NARROWED = 2**25
-OUTLINES = {"rois", "geojson", "rle", "coco"}
+OUTLINE_FORMATS = {"rois", "geojson", "rle", "coco"}
 
 
 class LargeResult:
@@ -85,12 +85,12 @@ class LargeResult:
         """
         shape = (*self.about.shape, *self.shape[1:])
         size = math.prod(shape)
-        wanted = set(formats) - (OUTLINES if size > LARGEST_OUTLINED else set())
+        wanted = set(formats) - (OUTLINE_FORMATS if size > LARGEST_OUTLINED else set())
         if left_out := [name for name in FORMATS if name in set(formats) - wanted]:
             note = f"{', '.join(left_out)} left out: more than {LARGEST_OUTLINED:,} px"
             self.about = replace(self.about, note="; ".join(filter(None, [self.about.note, note])))
         facts = self.about.axes, self.about.pixel_size, self.about.z_step
-        held = OUTLINES & wanted or (size <= LARGEST_NARROWED and "labels" in wanted)
+        held = OUTLINE_FORMATS & wanted or (size <= LARGEST_NARROWED and "labels" in wanted)
         whole = np.zeros(self.shape, np.uint32) if held else None
         with ExitStack() as files:
             files.callback(self.image.close)

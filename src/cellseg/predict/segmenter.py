@@ -16,7 +16,7 @@ from cellseg.adapt import (
     ENLARGED,
     FEWEST,
     FEWEST_LARGE,
-    MARGIN,
+    INVERTED,
     SHRINKING,
     SHRUNK,
     SURE,
@@ -122,7 +122,7 @@ class Segmenter:
         if invert == "auto" and is_bright(sample):
             # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
             negative = self.segment(1 - sample, factor)
-            if negative.confidence > found.confidence + MARGIN:
+            if negative.confidence > found.confidence + INVERTED:
                 inverted, sample, found = True, 1 - sample, negative
         if size == "auto":
             factor, diameter, found = self._at_its_size(sample, found)

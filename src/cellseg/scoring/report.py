@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.data.dataset import Annotation
+from cellseg.data.dataset import Annotated
 from cellseg.data.folders import find_predictions
 from cellseg.data.images import read_labels
 from cellseg.data.intensity import intensity_limits, normalise
@@ -141,7 +141,7 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
 
 
 def _picture(
-    sample: Annotation,
+    sample: Annotated,
     target: NDArray[Any],
     preds: NDArray[Any],
     percentiles: tuple[float, float],
