@@ -85,6 +85,9 @@ def test_bright_is_grey_on_a_bright_background() -> None:
     grey = torch.full((1, 3, 4, 4), 0.8)
     assert is_bright(grey)
     assert not is_bright(1 - grey)
+    marked = grey.clone()
+    marked[:, 0, 0, 0] = 0.2  # a pen mark
+    assert is_bright(marked)
     stain = grey.clone()
     stain[:, 1] = 0.7
     assert not is_bright(stain)

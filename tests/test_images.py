@@ -822,6 +822,68 @@ def test_limits_are_percentiles_of_all_channels_together(dtype: type) -> None:
     np.testing.assert_allclose(intensity_limits(values, (0.0, 100.0)), (0, 200))
 
 
+def nuclei_on_noise() -> np.ndarray:
+    """(96, 128, 3) of 16 bits: blurred discs on a camera's offset."""
+    rows, columns = np.mgrid[:96, :128]
+    scene = 300 + RNG.normal(0, 5, (96, 128))
+    for row, column in ((20, 20), (60, 40), (40, 90), (80, 110)):
+        scene += 900 / (1 + np.exp(np.hypot(rows - row, columns - column) - 8))
+    return thrice(scene.astype(np.uint16))
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+@pytest.mark.parametrize("widths", [((0, 0), (0, 7)), ((30, 0), (0, 50)), ((3, 4), (5, 6))])
+def test_padding_does_not_count(widths: tuple[tuple[int, int], ...], value: int) -> None:
+    scene = nuclei_on_noise()
+    padded = np.pad(scene, (*widths, (0, 0)), constant_values=value)
+    expected = np.percentile(scene, (1.0, 99.8))
+    np.testing.assert_array_equal(intensity_limits(padded, (1.0, 99.8)), expected)
+    stack = np.stack([padded, padded])
+    np.testing.assert_array_equal(intensity_limits(stack, (1.0, 99.8)), expected)
+
+
+def test_padding_with_what_no_camera_gives_does_not_count() -> None:
+    scene = nuclei_on_noise().astype(np.float32)
+    padded = np.pad(scene, ((0, 0), (20, 0), (0, 0)), constant_values=-9999)
+    expected = np.percentile(scene, (1.0, 99.8))
+    np.testing.assert_allclose(intensity_limits(padded, (1.0, 99.8)), expected)
+
+
+def test_a_background_of_0_is_no_padding() -> None:
+    scene = np.zeros((80, 80, 3), np.uint8)
+    scene[30:60, 20:60] = RNG.integers(80, 200, (30, 40, 1))
+    scene[50:60, 20:40] = 0
+    low, high = intensity_limits(scene, (1.0, 99.8))
+    assert low == 0 and high > 190
+
+
+def test_hot_pixels_on_black_are_not_all_there_is() -> None:
+    scene = np.zeros((80, 80, 3), np.uint8)
+    scene[30, 20] = scene[35, 22] = 255
+    np.testing.assert_array_equal(intensity_limits(scene, (1.0, 99.8)), (0, 0))
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_a_scale_bar_and_the_text_beside_it_do_not_count(across: bool) -> None:
+    scene = nuclei_on_noise()
+    marked = scene.copy()
+    marked[88:92, 90:125] = 65535
+    marked[80:86, 100:104] = marked[82, 100:112] = 65535  # text
+    if across:
+        scene, marked = scene.swapaxes(0, 1), marked.swapaxes(0, 1)
+    expected = np.percentile(scene, (1.0, 99.8))
+    assert np.percentile(marked, 99.8) == 65535
+    np.testing.assert_allclose(intensity_limits(marked, (1.0, 99.8)), expected, rtol=0.02)
+
+
+def test_flat_bright_nuclei_are_no_scale_bar() -> None:
+    scene = nuclei_on_noise()
+    rows, columns = np.mgrid[:96, :128]
+    scene[np.hypot(rows - 50, columns - 64) < 8] = 65535  # saturated
+    scene[10:22, 100:110] = 65535
+    assert intensity_limits(scene, (1.0, 99.8))[1] == 65535
+
+
 def test_intensities_between_the_limits_become_0_to_1() -> None:
     image = np.array([0, 50, 60, 75, 150, 200], np.uint8).reshape(1, 2, 3)
     result = normalise(image, np.array([50.0, 150.0]))
@@ -981,6 +1043,27 @@ def test_few_nuclei_on_black_show_their_colour() -> None:
     pixels = np.zeros((100, 100, 3), np.uint8)
     pixels[40:50, 40:50] = (0, 180, 0)  # a hundredth of the picture
     assert colours_of(pixels)[0] == slice(1, 2)
+
+
+@pytest.mark.parametrize("colour", [0, 1])
+def test_white_text_is_not_blue(colour: int) -> None:
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[40:60, 40:60, colour] = 180
+    pixels[90:93, 50:95] = 255
+    assert colours_of(pixels) == (slice(colour, colour + 1), "")
+
+
+@pytest.mark.parametrize("quality", [75, 90])
+@pytest.mark.parametrize("level", [80, 200])
+def test_jpeg_turns_no_green_into_blue(level: int, quality: int) -> None:
+    rows, columns = np.mgrid[:128, :128]
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    for row, column in RNG.integers(10, 118, (12, 2)):
+        near = 1 / (1 + np.exp(np.hypot(rows - row, columns - column) - 8))
+        pixels[..., 1] = np.maximum(pixels[..., 1], level * near)
+    read = np.asarray(Image.open(io.BytesIO(pillow(pixels, "JPEG", quality=quality))))
+
+    assert colours_of(read)[0] == slice(1, 2)
 
 
 @pytest.mark.parametrize("name", ["DRAQ5", "draq7", "SYTO 13", "H33342", "H3342"])

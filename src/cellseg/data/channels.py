@@ -21,8 +21,10 @@ HIGH = 99.8
 # Part of the brightest below which the median is dark. In the Data Science Bowl's 107 stained
 # images the median is at least .88 of the brightest.
 DARK = 0.5
-# Part of the brightest from which a difference between colours is a tint, and a colour is there.
-TINTED = SHOWN = 0.1
+# Part of the brightest from which a difference between colours is a tint, and from which a colour
+# is there: JPEG at quality 75 adds less to the dark beside one.
+TINTED, SHOWN = 0.1, 0.2
+FAINT = 0.4  # part of a pixel's brightest: of a colour beside it, and of the tint of a grey
 LOOKED_AT = 2**16  # pixels
 
 
@@ -105,8 +107,12 @@ def colours_of(seen: Array) -> tuple[slice, str]:
     tint = np.percentile(brightest - values.min(axis=1), HIGH)
     if np.median(brightest) >= DARK * high.max() or tint < TINTED * high.max():
         return slice(None), ""
+    # White text shows no colour, nor does what JPEG adds to a neighbouring one.
+    grey = brightest - values.min(axis=1) < FAINT * brightest
+    faint = values < FAINT * brightest[:, None]
+    high = np.percentile(np.where(grey[:, None] | faint, 0, values), HIGH, axis=0)
     shown = high > SHOWN * high.max()
-    number = 2 if shown[2] else int(high.argmax())
+    number = 2 if shown[2] or not shown.any() else int(high.argmax())
     guess = f"several colours on black, took {COLOURS[number]}; --data.channel picks another"
     return slice(number, number + 1), guess if shown.sum() > 1 else ""
 

@@ -12,12 +12,22 @@ from numpy.typing import NDArray
 from cellseg.data.recording import Array
 from cellseg.nn.unet import LARGE
 
+# Part of an image that is left without its padding.
+LEAST_INSIDE = 0.1
+# A scale bar: its part of the image with the text beside it, by how much it exceeds all else as a
+# part of the range of that, its length in px and as a multiple of its width.
+BAR_SHARES = (5e-4, 0.05)
+BAR_GAP = 0.5
+BAR_LENGTH = 20
+BAR_RATIO = 4
+
 
 def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
     """The two intensities that `normalise` maps to 0 and 1: percentiles of all channels.
 
-    NaN and infinite pixels do not count. One pair for the three channels keeps the colours
-    of a stain apart. Of a large image every n-th pixel of every n-th row is looked at.
+    NaN and infinite pixels do not count, nor does what no microscope recorded: padding around
+    the image, and a scale bar with the text beside it. One pair for the three channels keeps the
+    colours of a stain apart. Of a large image every n-th pixel of every n-th row is looked at.
 
     Args:
         image: (H, W, C) or (P, H, W, C) of any type.
@@ -31,12 +41,58 @@ def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
 
 
 def limits_of(values: Array, percentiles: tuple[float, float]) -> Array:
-    """As `intensity_limits`, of all values."""
+    """As `intensity_limits`, of all values (..., H, W, C)."""
+    values = without_padding(values)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         values = values[np.isfinite(values)]
         if values.size == 0:
             return np.zeros(2)
+    else:
+        values = without_bar(values)
     return np.percentile(values, percentiles)
+
+
+def without_padding(values: Array) -> Array:
+    """Values (..., H, W, C) without the outer rows and columns that are all alike.
+
+    Registration and stitching leave them, and more than the low percentile would be of them. Where
+    they are background, which may be 0, nothing is lost but some of it. Where hardly anything else
+    would be left, as of a black image with hot pixels, they stay.
+    """
+    inside = values
+    for axis in (-3, -2):
+        across = np.take(inside, [0], axis=-5 - axis)  # of a row its first pixel
+        others = tuple(place for place in range(values.ndim) if place != values.ndim + axis)
+        varied = np.flatnonzero((inside != across).any(axis=others))
+        if len(varied):
+            inside = inside[(..., slice(varied[0], varied[-1] + 1), *[slice(None)] * (-1 - axis))]
+    return inside if inside.size >= LEAST_INSIDE * values.size else values
+
+
+def without_bar(values: Array) -> Array:
+    """Values (..., H, W, C) without those of a scale bar, where there is one.
+
+    That is a rectangle of one value far above all others. Whatever else has the value, as text
+    beside the bar, is left out too; nuclei that are as flat and bright are no rectangles.
+
+    Returns:
+        The same array, or (N, C) of the other pixels.
+    """
+    from skimage.measure import label, regionprops
+
+    drawn = (values == values.max()).all(axis=-1)
+    if not BAR_SHARES[0] < drawn.mean() < BAR_SHARES[1]:
+        return values
+    others = values[~drawn]
+    low, high, highest = np.percentile(others, (1, 99, 99.9)).astype(float)
+    if float(values.max()) - highest <= BAR_GAP * (high - low):
+        return values
+    for plane in drawn.reshape(-1, *drawn.shape[-2:]):
+        for region in regionprops(label(plane)):
+            sides = sorted(np.subtract(region.bbox[2:], region.bbox[:2]).tolist())
+            if region.extent == 1 and sides[1] >= max(BAR_LENGTH, BAR_RATIO * sides[0]):
+                return others
+    return values
 
 
 def sampling_step(shape: Sequence[int]) -> int:
