@@ -143,6 +143,17 @@ def test_every_shipped_config_parses(config: Path, capsys: pytest.CaptureFixture
         assert values.items() <= shown[group].items()
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_other_commands_take_the_config_of_a_training(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(printed_config(capsys, "fit", "--config", "nuclei.yaml")))
+    shown = printed_config(capsys, command, "--config", config)
+    assert shown["data"]["crop_size"] == 256
+    assert "lr" in shown["model"] and "decode" in shown
+
+
 def test_configs_overlay_each_other_and_flags_win(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["fit", "--config", "nuclei.yaml", "--config", "unet2015.yaml", "--data.batch_size", 3]
     shown = printed_config(capsys, *args)

@@ -439,6 +439,8 @@ def test_fault_08_a_channel_that_is_not_there_is_refused_with_those_that_are(cha
     [
         ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "um"}}, 0.25),
         ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": r"\u00B5m"}}, 0.25),
+        ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "micrometers"}}, 0.25),
+        ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "micrometre"}}, 0.25),
         ({"imagej": True, "resolution": (0.004, 0.004), "metadata": {"unit": "nm"}}, 0.25),
         ({"imagej": True, "resolution": (4, 4), "metadata": {"unit": "pixel"}}, None),
         ({"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, None),
@@ -1066,10 +1068,34 @@ def test_jpeg_turns_no_green_into_blue(level: int, quality: int) -> None:
     assert colours_of(read)[0] == slice(1, 2)
 
 
-@pytest.mark.parametrize("name", ["DRAQ5", "draq7", "SYTO 13", "H33342", "H3342"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DRAQ5",
+        "draq7",
+        "SYTO 13",
+        "H33342",
+        "H3342",
+        "SYTOX Green",
+        "NucBlue",
+        "TO-PRO-3",
+        "H2BGFP",
+    ],
+)
 def test_rarer_dyes_of_nuclei_are_known(name: str) -> None:
     pixels = np.zeros((1, 4, 4, 2), np.uint8)
-    recording = Recording("", pixels, (), "", (), ("GFP", name), False, None)
+    recording = Recording("", pixels, (), "", (), ("non-nuclear", name), False, None)
+    assert channels_of(recording, None) == (slice(1, 2), "")
+
+
+def test_a_word_of_the_file_name_is_no_name_of_a_channel() -> None:
+    names = ("c:1/2 - GFP_DAPI.tif", "c:2/2 - GFP_DAPI.tif")
+    recording = Recording("", np.zeros((1, 4, 4, 2)), (), "", (), names, False, None)
+    number, note = channels_of(recording, None)
+    assert number == slice(0, 1)
+    assert "without a nuclear name" in note
+    names = ("c:1/2 - GFP_DAPI.tif", "c:2/2 Hoechst - GFP_DAPI.tif")
+    recording = Recording("", np.zeros((1, 4, 4, 2)), (), "", (), names, False, None)
     assert channels_of(recording, None) == (slice(1, 2), "")
 
 

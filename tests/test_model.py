@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,7 +118,11 @@ def test_predict_without_a_checkpoint_uses_the_shipped_model_and_names_it(
     assert run["model"] == "nuclei-1"
     assert run["model_sha256"] == json.loads(SHIPPED.with_suffix(".json").read_text())["sha256"]
     named = ("--ckpt_path", "nuclei-1", "--data.predict_dir", nuclei / "images")
-    assert cellseg("predict", *named, "--output.dir", tmp_path / "two") == 0
+    named = (*named, "--output.dir", tmp_path / "two")
+    assert cellseg("predict", *named) == 0
+    # Also where Python calls, whose own arguments are others.
+    run = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert run["command"] == shlex.join(["cellseg", "predict", *map(str, named)])
     for path in (tmp_path / "one").glob("*_labels.tif"):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 

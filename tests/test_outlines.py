@@ -434,11 +434,11 @@ def with_coordinate(value: Any) -> bytes:
             read_geojson,
             json.dumps(
                 [
-                    feature(*CORNERS, objectType="annotation"),
+                    feature((0, 0), (20, 0), (20, 20), (0, 20), objectType="annotation"),
                     feature(*FIRST, objectType="detection"),
                 ]
             ).encode(),
-            "export the detections alone",
+            "feature 1 is an annotation around 1 detections; delete it",
         ),
     ],
 )
@@ -449,6 +449,16 @@ def test_what_cannot_be_read_is_named_in_one_line(
         read(data, SHAPE, "folder/file")
     assert str(error.value).startswith("folder/file: ")
     assert "\n" not in str(error.value)
+
+
+def test_an_annotation_beside_detections_is_a_nucleus_that_was_added() -> None:
+    features = [feature(*FIRST, objectType="detection"), feature(*SECOND, objectType="annotation")]
+    labels = read_geojson(json.dumps(features).encode(), (20, 20), "a.geojson")
+    expected = [feature(*FIRST), feature(*SECOND)]
+    np.testing.assert_array_equal(
+        labels, read_geojson(json.dumps(expected).encode(), (20, 20), "a.geojson")
+    )
+    assert labels.max() == 2
 
 
 def test_an_archive_without_rois_is_refused_but_an_empty_one_has_no_nuclei() -> None:

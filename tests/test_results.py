@@ -484,6 +484,7 @@ def test_labels_keep_their_shape_and_open_in_colour(
     formats.write_labels(tmp_path / "l.tif", labels, axes, 0.25)
     recording = read_recording(tmp_path / "l.tif")
     np.testing.assert_array_equal(recording.pixels.reshape(shape), labels)
+    assert recording.pixel_size == pytest.approx(0.25)
     if labels.ndim == 2:
         np.testing.assert_array_equal(read_labels(tmp_path / "l.tif"), labels)
     with tifffile.TiffFile(tmp_path / "l.tif") as tiff:

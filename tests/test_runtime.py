@@ -239,6 +239,7 @@ def test_quantise_measures_a_released_model_on_the_images_it_was_trained_on(
         (["nuclei-1"], "name annotated images with --data.root"),
         (["nuclei-1", "--data.rot", "x"], "data.rot"),
         ([], "model"),
+        (["nuclei-1", "--data.root", ""], "--data.root: the value is empty"),
     ],
 )
 def test_quantise_answers_a_mistake_with_one_line(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from jsonargparse import set_parsing_settings
@@ -54,6 +53,13 @@ log = logging.getLogger(__name__)
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
 FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
+# Callbacks of a training, by the group of their flags.
+TRAINING: dict[str, type[Callback]] = {
+    "checkpoint": BestAndLast,
+    "early_stopping": Patience,
+    "dashboard": Dashboard,
+    "tuning": Tuning,
+}
 # Our groups of flags, as far as they may take lists.
 GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 
@@ -90,6 +96,7 @@ class Application(LightningCLI):
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         refuse_empty(args)
+        self.command = {"command": shlex.join(["cellseg", *args]), "version": __version__}
         self.exit_code = 0
         self.choice: Choice | None = None
         super().__init__(
@@ -136,17 +143,16 @@ class Application(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        # A logger litters its folder on each predict.
-        parser.set_defaults({"trainer.logger": subcommand != "predict"})
+        parser.set_defaults({"trainer.logger": True})
         ckpt_path = parser._option_string_actions["--ckpt_path"]
         ckpt_path.help = CKPT_PATH[subcommand]
         ckpt_path.container.title = "The model"  # type: ignore[attr-defined]
-        if subcommand == "fit":
-            parser.add_lightning_class_args(BestAndLast, "checkpoint")
-            parser.add_lightning_class_args(Patience, "early_stopping")
-            parser.add_lightning_class_args(Dashboard, "dashboard")
-            parser.add_lightning_class_args(Tuning, "tuning")
-        else:
+        for group, callback in TRAINING.items():
+            if subcommand == "fit":
+                parser.add_lightning_class_args(callback, group)
+            else:  # a config of a training may have it
+                parser.add_argument(f"--{group}", type=dict, help=SUPPRESS)
+        if subcommand != "fit":
             parser.add_class_arguments(Decoding, "decode")
             parser.add_argument(
                 "--predict.runtime", type=runtime.Name, default="auto", help=runtime.HELP
@@ -164,6 +170,9 @@ class Application(LightningCLI):
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
             raise InputError(explain(str(error), command, known)) from error
+        if self.config.subcommand != "fit":
+            for group in TRAINING:
+                self.config[self.config.subcommand].pop(group)
         check(self.config.subcommand, self.config[self.config.subcommand])
         if self.choice is not None:
             # Lightning loads a whole checkpoint, and the task mere weights.
@@ -221,7 +230,7 @@ class Application(LightningCLI):
         if self.subcommand in ("validate", "test"):
             self.report = Report()
             more.append(self.report)
-        if self.subcommand != "predict" and settings.logger is True:
+        if settings.logger is True:
             kwargs["logger"] = self._logger(settings.default_root_dir)
         own = self._get(self.config_init, "trainer").callbacks or []  # one, or a list of them
         own = [own] if isinstance(own, Callback) else own
@@ -239,7 +248,9 @@ class Application(LightningCLI):
         root = Path(self.config.fit.trainer.default_root_dir).absolute()
         return folder if root in folder.parents else None
 
-    def _logger(self, root: str) -> TensorBoardLogger:
+    def _logger(self, root: str) -> TensorBoardLogger | Literal[False]:
+        if self.subcommand == "predict":  # it would litter its folder; a config of fit has one
+            return False
         if self.subcommand != "fit":
             return TensorBoardLogger(root, name=None, version=self.subcommand)
         version = None
@@ -280,7 +291,7 @@ class Application(LightningCLI):
     def _carry_out(self, subcommand: str) -> None:
         assert isinstance(self.datamodule, NucleiDataModule)
         if subcommand == "test" and self.datamodule.preds_dir:
-            score_folders(self.datamodule, Path(self.trainer.default_root_dir), _command())
+            score_folders(self.datamodule, Path(self.trainer.default_root_dir), self.command)
             return
         if subcommand in ("validate", "test"):
             assert self.choice is not None
@@ -288,7 +299,7 @@ class Application(LightningCLI):
             model = {"model": self.choice.name}
             if not self.choice.folds:
                 model["model_sha256"] = digest_of(self.choice.path)
-            self.report.about = {**model, **_command(), "decoding": decoding}
+            self.report.about = {**model, **self.command, "decoding": decoding}
         if self.choice is not None and self.choice.folds:
             score_folds(
                 self.choice.folds,
@@ -320,7 +331,7 @@ class Application(LightningCLI):
         computed_by = self.runtime.choose(self.trainer, self.model)
         run = writer.start(
             {
-                **_command(),
+                **self.command,
                 "model": self.choice.name,
                 "model_sha256": model,
                 "runtime": computed_by,
@@ -365,10 +376,6 @@ class Application(LightningCLI):
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
         return str(parser.dump(config, skip_none=False, format=format))
-
-
-def _command() -> dict[str, Any]:
-    return {"command": shlex.join(["cellseg", *sys.argv[1:]]), "version": __version__}
 
 
 def _named(group: str, values: dict[str, Any]) -> dict[str, Any]:

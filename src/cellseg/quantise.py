@@ -21,7 +21,7 @@ import torch
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from cellseg.arguments import bracket_lists
+from cellseg.arguments import bracket_lists, refuse_empty
 from cellseg.atomic import draft
 from cellseg.checkpoint import Stored, read, resolve, write
 from cellseg.cli import carry_out, set_up_logging
@@ -62,8 +62,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_class_arguments(NucleiDataModule, "data", skip=NO_FLAGS)
 
     def work() -> int:
-        given = bracket_lists(sys.argv[1:] if args is None else args, {"data": NucleiDataModule})
-        config = parser.parse_args(given)
+        given = sys.argv[1:] if args is None else args
+        refuse_empty(given)
+        config = parser.parse_args(bracket_lists(given, {"data": NucleiDataModule}))
         path = resolve(config.model)
         stored = read(path)
         low, high = stored.settings["data.percentiles"]

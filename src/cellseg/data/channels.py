@@ -13,8 +13,8 @@ from cellseg.errors import InputError
 
 # Names of what shows nuclei, as words of a channel's name: "DAPI", "C1-Hoechst 33342", "ch405".
 NUCLEAR = re.compile(
-    r"(?<![a-z])(dapi|hoechst|h33?342|draq[57]|syto|dna|h2b|nucle(i|us|ar))(?![a-z])"
-    r"|(?<!\d)405(?!\d)"
+    r"(?<![a-z])(?<!non[- ])(dapi|hoechst|h33?342|draq[57]|sytox?|to-?pro-?3|dna|h2b[a-z]*"
+    r"|nuc(le(i|us|ar)|blue|green|red|spot)?)(?![a-z])|(?<!\d)405(?!\d)"
 )
 # Percentile of a colour picture that counts as its brightest.
 HIGH = 99.8
@@ -74,13 +74,17 @@ def _choose_channel(recording: Recording, channel: str | None) -> tuple[int, str
         raise InputError(
             f"{recording.name}: no channel {channel!r}; --data.channel can be {', '.join(known)}"
         )
-    for number, name in enumerate(names):
-        if NUCLEAR.search(name) or len(names) == 1:
+    if len(names) == 1:
+        return 0, ""
+    words = [{word[0] for word in NUCLEAR.finditer(name)} for name in names]
+    common = set.intersection(*words)  # is of the file's name
+    for number, own in enumerate(words):
+        if own - common:
             return number, ""
     number = names.index("blue") if "blue" in names else 0
     return number, (
-        f"{len(names)} channels without a nuclear name, took {recording.channels[number]}; "
-        "--data.channel picks another"
+        f"{len(names)} channels without a nuclear name of their own, took "
+        f"{recording.channels[number]}; --data.channel picks another"
     )
 
 

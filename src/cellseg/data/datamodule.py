@@ -293,7 +293,7 @@ class NucleiDataModule(pl.LightningDataModule):
             self._found[flag] = find_annotated(
                 getattr(self, flag),
                 self.synthetic if flag == "root" else 0,
-                self.download,
+                self.download and flag == "root",
                 self.cache_dir,
                 self.channel,
                 f"--data.{flag}",

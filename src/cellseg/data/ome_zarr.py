@@ -23,9 +23,6 @@ from cellseg.data.recording import (
 )
 from cellseg.nn.unet import LARGE
 
-# OME writes units out.
-UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm"}
-
 
 def read_zarr(path: Path, name: str, by_windows: bool) -> Recording:
     """The image of a folder at full size.
@@ -91,7 +88,7 @@ def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | No
     steps_of += scales.get("coordinateTransformations", ())
     scales_of = [step["scale"] for step in steps_of if "scale" in step]
     sizes = {
-        axis: in_micrometres(float(math.prod(steps)), UNITS.get(about.get("unit", ""), ""))
+        axis: in_micrometres(float(math.prod(steps)), about.get("unit", ""))
         for axis, about, *steps in zip(axes, named, *scales_of, strict=True)
         if steps
     }

@@ -77,7 +77,7 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
         (H, W); labels and overlaps as in `read_rois`.
 
     Raises:
-        InputError: The file is damaged, holds features that are no areas, annotations beside
+        InputError: The file is damaged, holds features that are no areas, annotations around
             detections, or several planes of a stack.
     """
     name = name or str(source)
@@ -91,6 +91,8 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
             )
             for number, feature in enumerate(features, 1)
         ]
+        kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
+        _nothing_within(areas, [kind in ("detection", "cell") for kind in kinds], shape)
         return _painted(areas, shape)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
@@ -154,10 +156,6 @@ def _parse_features(content: Any) -> list[dict[str, Any]]:
     for feature in features:
         if feature.get("type") != "Feature":
             raise InputError("holds no GeoJSON features; export the objects as GeoJSON")
-    # The annotation within which QuPath detected nuclei would become one nucleus over them all.
-    kinds = {(feature.get("properties") or {}).get("objectType") for feature in features}
-    if kinds & {"detection", "cell"} and kinds - {"detection", "cell"}:
-        raise InputError("detections and other objects in one file; export the detections alone")
     planes = [feature["geometry"].get("plane", {}) for feature in features if feature["geometry"]]
     _one_plane({(plane.get("z", 0), plane.get("t", 0)) for plane in planes})
     return list(features)
@@ -171,6 +169,29 @@ def _polygons(number: int, feature: dict[str, Any]) -> list[Any]:
     if kind == "MultiPolygon":
         return list(geometry["coordinates"])
     raise InputError(f"feature {number} is no area but of type {kind}; delete it")
+
+
+def _nothing_within(
+    areas: Sequence[tuple[str, Sequence[Pixels]]], detected: Sequence[bool], shape: tuple[int, int]
+) -> None:
+    """Refuse annotations around detections: a region would become one nucleus over them all.
+
+    An annotation beside them is a nucleus that someone has added.
+    """
+    pixels = [np.concatenate([*parts, np.empty(0, np.intp)]) for _, parts in areas]
+    within = np.zeros(shape[0] * shape[1], bool)
+    for number, found in enumerate(detected):
+        if found or not any(detected):
+            continue
+        within[pixels[number]] = True
+        detections = [own for own, is_one in zip(pixels, detected, strict=True) if is_one]
+        around = sum(own.size > 0 and 2 * within[own].sum() > own.size for own in detections)
+        if around:
+            raise InputError(
+                f"feature {number + 1} is an annotation around {around} detections; delete it, or "
+                "them where it is the nucleus"
+            )
+        within[pixels[number]] = False
 
 
 def _inside(rings: Sequence[Any], shape: tuple[int, int]) -> Pixels:

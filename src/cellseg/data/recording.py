@@ -25,7 +25,10 @@ COLOURS = ("red", "green", "blue")
 BOMB_RATIO, BOMB_FLOOR = 1000, 256 * 2**20
 # In um; what lies outside is the resolution of a screen or printer: 72 dpi are 353 um.
 PIXEL_SIZES = (1e-3, 10.0)
-MICROMETRES = {"nm": 1e-3, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "inch": 25400}
+MICROMETRES = {
+    **{"nm": 1e-3, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6, "micron": 1.0, "inch": 25400},
+    **{"nanometer": 1e-3, "micrometer": 1.0, "millimeter": 1e3, "centimeter": 1e4},
+}
 
 
 @dataclass(frozen=True)
@@ -255,5 +258,6 @@ def in_micrometres(size: Any, unit: str) -> float | None:
         return None
     for mu in ("\N{MICRO SIGN}", "\N{GREEK SMALL LETTER MU}", r"\u00B5"):  # ImageJ escapes it
         unit = unit.replace(mu, "u")
-    size *= MICROMETRES.get(unit.lower().removesuffix("s"), math.nan)
+    unit = unit.lower().removesuffix("s").replace("metre", "meter")
+    size *= MICROMETRES.get(unit, math.nan)
     return size if PIXEL_SIZES[0] < size < PIXEL_SIZES[1] else None

@@ -106,7 +106,8 @@ def _tags(
     if imagej:
         metadata = {"LUTs": [_colours()], "Ranges": (0.0, highest), "min": 0.0, "max": highest}
     if pixel_size:
-        resolution = (1 / pixel_size, 1 / pixel_size)
+        per_unit = 1 if imagej else 1e4  # ImageJ names its unit elsewhere, and TIFF has no um
+        resolution = (per_unit / pixel_size, per_unit / pixel_size)
         sizes = {"X": pixel_size, "Y": pixel_size}
         if z_step and "Z" in axes:
             sizes["Z"] = z_step
@@ -118,7 +119,8 @@ def _tags(
         metadata["axes"] = f"{named}YX"
     return {
         "imagej": imagej, "ome": ome, "compression": "zlib", "software": SOFTWARE,
-        "photometric": "minisblack", "resolution": resolution, "metadata": metadata,
+        "photometric": "minisblack", "resolution": resolution,
+        "resolutionunit": "NONE" if imagej else "CENTIMETER", "metadata": metadata,
     }  # fmt: skip
 
 

@@ -110,10 +110,10 @@ def touches_border(columns: Mapping[str, Array], shape: tuple[int, ...]) -> Arra
 def header_names(channels: Sequence[str]) -> list[str]:
     """Channel names as parts of column names: unique, of ASCII letters, digits and `_`.
 
-    An empty name becomes its number, from 1, and a repeated one gets it appended.
+    One without such letters becomes its number, from 0, and a repeated one gets it appended.
     """
     names: list[str] = []
-    for number, channel in enumerate(channels, start=1):
+    for number, channel in enumerate(channels):
         # Decomposed, a micro sign is a Greek mu and an accent stands apart from its letter.
         plain = unicodedata.normalize("NFKD", channel).replace("\N{GREEK SMALL LETTER MU}", "u")
         plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
