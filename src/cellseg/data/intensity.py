@@ -59,14 +59,17 @@ def without_padding(values: Array) -> Array:
     they are background, which may be 0, nothing is lost but some of it. Where hardly anything else
     would be left, as of a black image with hot pixels, they stay.
     """
-    inside = values
-    for axis in (-3, -2):
-        across = np.take(inside, [0], axis=-5 - axis)  # of a row its first pixel
-        others = tuple(place for place in range(values.ndim) if place != values.ndim + axis)
-        varied = np.flatnonzero((inside != across).any(axis=others))
-        if len(varied):
-            inside = inside[(..., slice(varied[0], varied[-1] + 1), *[slice(None)] * (-1 - axis))]
+    rows = (values != values[..., :1, :]).any(axis=(-2, -1))
+    inside: Array = values[..., _span(rows), :, :]
+    columns = (inside != inside[..., :1, :, :]).any(axis=(-3, -1))
+    inside = inside[..., _span(columns), :]
     return inside if inside.size >= LEAST_INSIDE * values.size else values
+
+
+def _span(varied: Array) -> slice:
+    """From the first to the last place of (..., N) with a True; everything where there is none."""
+    places = np.flatnonzero(varied.reshape(-1, varied.shape[-1]).any(axis=0))
+    return slice(places[0], places[-1] + 1) if len(places) else slice(None)
 
 
 def without_bar(values: Array) -> Array:
@@ -78,12 +81,12 @@ def without_bar(values: Array) -> Array:
     Returns:
         The same array, or (N, C) of the other pixels.
     """
-    from skimage.measure import label, regionprops
-
     drawn = (values == values.max()).all(axis=-1)
     if not BAR_SHARES[0] < drawn.mean() < BAR_SHARES[1]:
         return values
-    others = values[~drawn]
+    from skimage.measure import label, regionprops
+
+    others: Array = values[~drawn]
     low, high, highest = np.percentile(others, (1, 99, 99.9)).astype(float)
     if float(values.max()) - highest <= BAR_GAP * (high - low):
         return values
