@@ -535,6 +535,7 @@ def test_one_validation_image_on_two_processes(nuclei: Path, tmp_path: Path) -> 
         *("--trainer.default_root_dir", tmp_path),
     )
     assert done.returncode == 0, done.stderr
+    assert "sync_dist" not in done.stderr
     assert find_checkpoint(tmp_path, "best").is_file()
 
 

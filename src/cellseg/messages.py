@@ -16,6 +16,7 @@ QUIET = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "Precision .* is not supported by the model summary",
     r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # `Tuning` says it
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # the metrics sum over processes
     "The ``compute`` method of metric .* was called before",  # a process without an image
     "The '.*_dataloader' does not have many workers",  # one leaves the other cores to torch
 )
