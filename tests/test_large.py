@@ -489,6 +489,17 @@ def test_holes_in_every_window_of_a_large_image_are_counted_and_do_not_hide_its_
     assert image.sample == (0, slice(64, 128), slice(64, 128))
 
 
+def test_the_sample_of_a_mosaic_is_not_where_its_padding_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(large_images, "WINDOW", 64)
+    pixels = np.random.default_rng(0).integers(1000, 1010, (128, 128, 1)).repeat(3, 2)
+    pixels[70:90, 70:90] += 300
+    pixels[:, :30] = 0
+    image = LargeImage.of_array(pixels, (1, 99.8))
+    assert image.sample == (0, slice(64, 128), slice(64, 128))
+
+
 def test_the_sample_of_a_large_stack_is_of_the_plane_that_varies_most(tmp_path: Path) -> None:
     stack = np.zeros((3, 40, 56), np.uint8)
     stack[0, 0, 0] = 9
