@@ -20,8 +20,6 @@ SHRINKING = tuple(factor for factor in reversed(FACTORS) if factor < 1)
 # Median diameters that a model finds as they are, as parts of the one that it was trained on; see
 # `docs/diameter.md`.
 KNOWN = (0.6, 1.5)
-# An image is inverted where the model is surer of the negative by this much.
-INVERTED = 0.005
 # Mean difference of its colours up to which it is grey, as with a pen mark or a tinted lamp. In the
 # Data Science Bowl's stained images it is at least .10.
 TINT = 0.05

@@ -16,7 +16,6 @@ from cellseg.adapt import (
     ENLARGED,
     FEWEST,
     FEWEST_LARGE,
-    INVERTED,
     SHRINKING,
     SHRUNK,
     SURE,
@@ -122,7 +121,7 @@ class Segmenter:
         if invert == "auto" and is_bright(sample):
             # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
             negative = self.segment(1 - sample, factor)
-            if negative.confidence > found.confidence + INVERTED:
+            if negative.confidence > found.confidence:
                 inverted, sample, found = True, 1 - sample, negative
         if size == "auto":
             factor, diameter, found = self._at_its_size(sample, found)
