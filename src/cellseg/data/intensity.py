@@ -59,6 +59,9 @@ def without_padding(values: Array) -> Array:
     they are background, which may be 0, nothing is lost but some of it. Where hardly anything else
     would be left, as of a black image with hot pixels, they stay.
     """
+    edges = values[..., 0, :, :], values[..., -1, :, :], values[..., 0, :], values[..., -1, :]
+    if not any((edge == edge[..., :1, :]).all() for edge in edges):  # as of most images: quick
+        return values
     rows = (values != values[..., :1, :]).any(axis=(-2, -1))
     inside: Array = values[..., _span(rows), :, :]
     columns = (inside != inside[..., :1, :, :]).any(axis=(-3, -1))
@@ -81,14 +84,15 @@ def without_bar(values: Array) -> Array:
     Returns:
         The same array, or (N, C) of the other pixels.
     """
-    drawn = (values == values.max()).all(axis=-1)
+    highest = values.max()
+    drawn = np.logical_and.reduce([channel == highest for channel in np.moveaxis(values, -1, 0)])
     if not BAR_SHARES[0] < drawn.mean() < BAR_SHARES[1]:
         return values
     from skimage.measure import label, regionprops
 
     others: Array = values[~drawn]
-    low, high, highest = np.percentile(others, (1, 99, 99.9)).astype(float)
-    if float(values.max()) - highest <= BAR_GAP * (high - low):
+    low, high, next_highest = np.percentile(others, (1, 99, 99.9)).astype(float)
+    if float(highest) - next_highest <= BAR_GAP * (high - low):
         return values
     for plane in drawn.reshape(-1, *drawn.shape[-2:]):
         for region in regionprops(label(plane)):
