@@ -1064,7 +1064,6 @@ def test_jpeg_turns_no_green_into_blue(level: int, quality: int) -> None:
         near = 1 / (1 + np.exp(np.hypot(rows - row, columns - column) - 8))
         pixels[..., 1] = np.maximum(pixels[..., 1], level * near)
     read = np.asarray(Image.open(io.BytesIO(pillow(pixels, "JPEG", quality=quality))))
-
     assert colours_of(read)[0] == slice(1, 2)
 
 

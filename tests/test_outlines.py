@@ -438,7 +438,7 @@ def with_coordinate(value: Any) -> bytes:
                     feature(*FIRST, objectType="detection"),
                 ]
             ).encode(),
-            "feature 1 is an annotation around 1 detections; delete it",
+            r"feature 1 is an annotation around detections \(1\); delete it",
         ),
     ],
 )

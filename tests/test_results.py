@@ -485,6 +485,9 @@ def test_labels_keep_their_shape_and_open_in_colour(
     recording = read_recording(tmp_path / "l.tif")
     np.testing.assert_array_equal(recording.pixels.reshape(shape), labels)
     assert recording.pixel_size == pytest.approx(0.25)
+    formats.write_labels(tmp_path / "unknown.tif", labels, axes)
+    with tifffile.TiffFile(tmp_path / "unknown.tif") as tiff:
+        assert tiff.pages.first.resolutionunit == tifffile.RESUNIT.NONE
     if labels.ndim == 2:
         np.testing.assert_array_equal(read_labels(tmp_path / "l.tif"), labels)
     with tifffile.TiffFile(tmp_path / "l.tif") as tiff:

@@ -109,6 +109,7 @@ class Application(LightningCLI):
                 "default_root_dir": "runs",
                 "max_epochs": 30,
                 "log_every_n_steps": 10,
+                "logger": True,
                 "num_sanity_val_steps": 1,
                 "use_distributed_sampler": False,  # `samplers.Share` divides the images
             },
@@ -143,7 +144,6 @@ class Application(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser.set_defaults({"trainer.logger": True})
         ckpt_path = parser._option_string_actions["--ckpt_path"]
         ckpt_path.help = CKPT_PATH[subcommand]
         ckpt_path.container.title = "The model"  # type: ignore[attr-defined]

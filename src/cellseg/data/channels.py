@@ -116,6 +116,7 @@ def colours_of(seen: Array) -> tuple[slice, str]:
     faint = values < FAINT * brightest[:, None]
     high = np.percentile(np.where(grey[:, None] | faint, 0, values), HIGH, axis=0)
     shown = high > SHOWN * high.max()
+    # Where all is pale, blue shows it as well as another.
     number = 2 if shown[2] or not shown.any() else int(high.argmax())
     guess = f"several colours on black, took {COLOURS[number]}; --data.channel picks another"
     return slice(number, number + 1), guess if shown.sum() > 1 else ""

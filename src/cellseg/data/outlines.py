@@ -92,7 +92,7 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
             for number, feature in enumerate(features, 1)
         ]
         kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
-        _nothing_within(areas, [kind in ("detection", "cell") for kind in kinds], shape)
+        _refuse_regions(areas, [kind in ("detection", "cell") for kind in kinds], shape)
         return _painted(areas, shape)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
@@ -171,7 +171,7 @@ def _polygons(number: int, feature: dict[str, Any]) -> list[Any]:
     raise InputError(f"feature {number} is no area but of type {kind}; delete it")
 
 
-def _nothing_within(
+def _refuse_regions(
     areas: Sequence[tuple[str, Sequence[Pixels]]], detected: Sequence[bool], shape: tuple[int, int]
 ) -> None:
     """Refuse annotations around detections: a region would become one nucleus over them all.
@@ -179,19 +179,19 @@ def _nothing_within(
     An annotation beside them is a nucleus that someone has added.
     """
     pixels = [np.concatenate([*parts, np.empty(0, np.intp)]) for _, parts in areas]
-    within = np.zeros(shape[0] * shape[1], bool)
-    for number, found in enumerate(detected):
-        if found or not any(detected):
+    detections = [own for own, found in zip(pixels, detected, strict=True) if found and own.size]
+    if not detections:
+        return
+    for number, (annotation, found) in enumerate(zip(pixels, detected, strict=True), 1):
+        if found:
             continue
-        within[pixels[number]] = True
-        detections = [own for own, is_one in zip(pixels, detected, strict=True) if is_one]
-        around = sum(own.size > 0 and 2 * within[own].sum() > own.size for own in detections)
-        if around:
+        within = np.zeros(shape[0] * shape[1], bool)
+        within[annotation] = True
+        if around := sum(within[own].mean() > 0.5 for own in detections):
             raise InputError(
-                f"feature {number + 1} is an annotation around {around} detections; delete it, or "
+                f"feature {number} is an annotation around detections ({around}); delete it, or "
                 "them where it is the nucleus"
             )
-        within[pixels[number]] = False
 
 
 def _inside(rings: Sequence[Any], shape: tuple[int, int]) -> Pixels:

@@ -98,7 +98,7 @@ def _tags(
 ) -> dict[str, Any]:
     """How tifffile is to write labels, see `write_labels`."""
     metadata: dict[str, Any] = {}
-    resolution = None
+    resolution, unit = None, "NONE"
     named = {"": "", "T": "T", "Z": "Z", "TZ": "TZ"}.get(axes, "Z" if len(axes) == 1 else None)
     # Both formats drop axes of length 1.
     kept = named is not None and 1 not in shape[:-2]
@@ -108,6 +108,7 @@ def _tags(
     if pixel_size:
         per_unit = 1 if imagej else 1e4  # ImageJ names its unit elsewhere, and TIFF has no um
         resolution = (per_unit / pixel_size, per_unit / pixel_size)
+        unit = "NONE" if imagej else "CENTIMETER"
         sizes = {"X": pixel_size, "Y": pixel_size}
         if z_step and "Z" in axes:
             sizes["Z"] = z_step
@@ -119,8 +120,8 @@ def _tags(
         metadata["axes"] = f"{named}YX"
     return {
         "imagej": imagej, "ome": ome, "compression": "zlib", "software": SOFTWARE,
-        "photometric": "minisblack", "resolution": resolution,
-        "resolutionunit": "NONE" if imagej else "CENTIMETER", "metadata": metadata,
+        "photometric": "minisblack", "resolution": resolution, "resolutionunit": unit,
+        "metadata": metadata,
     }  # fmt: skip
 
 
