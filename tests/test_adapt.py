@@ -157,6 +157,14 @@ def test_most_inverted_fluorescence_is_known_without_a_flag() -> None:
     assert right >= 6
 
 
+def test_hardly_anything_is_found_in_fields_of_noise() -> None:
+    model = cellseg.load("nuclei-1")
+    rng = np.random.default_rng(0)
+    fields = [rng.normal(400, 20, (256, 256)).astype(np.uint16) for _ in range(6)]
+    fields += [rng.poisson(5, (256, 256)).astype(np.uint16) for _ in range(6)]
+    assert sum(model.predict(field).any() for field in fields) <= 2
+
+
 SIDE = 320
 
 

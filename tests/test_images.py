@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from cellseg.data import readers
 from cellseg.data import recording as recordings
 from cellseg.data.channels import channels_of, colours_of, to_rgb, to_rgb_planes
 from cellseg.data.images import is_image, read_labels, read_recording, select_planes
-from cellseg.data.intensity import intensity_limits, normalise
+from cellseg.data.intensity import intensity_limits, noise_of, normalise
 from cellseg.data.recording import Recording
 from cellseg.errors import InputError
 from conftest import read_image
@@ -913,13 +914,42 @@ AS_STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("form", AS_STORED)
 def test_fault_04_a_scene_normalises_the_same_whatever_range_it_is_stored_in(form: str) -> None:
-    scene = np.clip(RNG.normal(60, 20, (64, 64, 3)), 10, 200).astype(np.uint8)
+    scene = (60 + 300 * gaussian_filter(RNG.normal(0, 1, (64, 64, 3)), (4, 4, 0))).astype(np.uint8)
     stored = AS_STORED[form](scene)
     percentiles = (1.0, 99.8)
     expected = normalise(scene, intensity_limits(scene, percentiles))
     result = normalise(stored, intensity_limits(stored, percentiles))
     assert expected.std() > 0.1
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-2)
+
+
+NOISES: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
+    "normal": lambda shape: RNG.normal(400, 20, shape).astype(np.uint16),
+    "Poisson": lambda shape: RNG.poisson(9, shape).astype(np.uint16),
+    "fractions": lambda shape: RNG.normal(0.5, 1e-3, shape).astype(np.float32),
+    "padded": lambda shape: np.pad(RNG.normal(400, 20, shape), ((0, 300), (0, 0), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("side", [200, 2200])  # the larger one is sampled
+def test_an_image_of_nothing_but_noise_stays_dim(kind: str, side: int) -> None:
+    image = NOISES[kind]((side, side, 1))
+    field = image[:side].astype(float)
+    low, high = intensity_limits(image, (1.0, 99.8))
+    assert high - low == pytest.approx(12 * field.std(), rel=0.05)
+    assert low == pytest.approx(np.percentile(field, 1), rel=0.01)
+
+
+def test_noise_is_known_beside_nuclei() -> None:
+    scene = np.zeros((400, 400, 3))
+    for row, column in RNG.integers(10, 390, (150, 2)):
+        cv2.circle(scene, (int(column), int(row)), 10, (100, 100, 100), -1)
+    for level in (0.5, 2, 8):
+        image = (scene + RNG.normal(0, level, scene.shape)).astype(np.float32)
+        assert noise_of(image) == pytest.approx(level, rel=0.2)
+        limits = intensity_limits(image, (1.0, 99.8))
+        np.testing.assert_allclose(limits, np.percentile(image, (1.0, 99.8)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -956,7 +986,7 @@ def test_less_than_a_grey_level_is_not_stretched_to_full_contrast() -> None:
 
 
 def test_fault_14_limits_ignore_nan_and_infinite_pixels() -> None:
-    image = RNG.normal(5, 2, (30, 30, 3)).astype(np.float32)
+    image = gaussian_filter(RNG.normal(5, 2, (30, 30, 3)), (4, 4, 0)).astype(np.float32)
     holes = RNG.random(image.shape) < 0.1
     finite = image[~holes]
     image[holes] = RNG.choice([np.nan, np.inf, -np.inf], holes.sum())

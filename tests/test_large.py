@@ -13,6 +13,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 import cellseg as package
 from cellseg.data import channels, files, images, intensity, recording, tiff
@@ -154,7 +155,8 @@ def test_fault_12_a_large_image_is_normalised_as_the_whole(kind: str, tmp_path: 
 
 def test_limits_of_a_large_image_are_those_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intensity, "LARGE", 5000)
-    pixels = np.random.default_rng(0).normal(9, size=(300, 260, 3)).astype(np.float32)
+    pixels = gaussian_filter(np.random.default_rng(0).normal(0, 9, (300, 260)), 4)
+    pixels = pixels[..., None].repeat(3, 2).astype(np.float32)
     limits = intensity_limits(pixels, (1, 99.8))
     np.testing.assert_array_equal(
         LargeImage.of_array(pixels, (1, 99.8)).image(0, slice(300), slice(260)),
@@ -470,7 +472,8 @@ def test_windows_of_a_large_image_are_sampled_where_the_whole_is(
 ) -> None:
     monkeypatch.setattr(intensity, "LARGE", 5000)  # every fourth pixel of every fourth row
     monkeypatch.setattr(large_images, "WINDOW", 50)
-    pixels = np.random.default_rng(0).normal(9, size=(300, 260, 3)).astype(np.float32)
+    pixels = gaussian_filter(np.random.default_rng(0).normal(0, 9, (300, 260)), 4)
+    pixels = pixels[..., None].repeat(3, 2).astype(np.float32)
     np.testing.assert_array_equal(
         LargeImage.of_array(pixels, (1, 99.8)).image(0, slice(300), slice(260)),
         normalise(pixels, intensity_limits(pixels, (1, 99.8))).transpose(2, 0, 1),

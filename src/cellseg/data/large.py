@@ -13,6 +13,7 @@ from cellseg.data.dataset import to_tensor
 from cellseg.data.images import as_number, planes_of
 from cellseg.data.intensity import (
     limits_of,
+    noise_of,
     normalise,
     note_on_contrast,
     sampling_step,
@@ -60,12 +61,13 @@ class LargeImage:
         self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
         try:
             seen = self._look()
+            if recording.colour and channel is None:
+                self._channels, note = colours_of(seen)
+                seen = seen[..., self._channels]
+            noise = noise_of(three(self.recorded(*self.sample)[..., self._channels]))
         finally:
             self.close()
-        if recording.colour and channel is None:
-            self._channels, note = colours_of(seen)
-            seen = seen[..., self._channels]
-        self._limits = limits_of(three(seen), percentiles)
+        self._limits = limits_of(three(seen), percentiles, noise)
         notes = [note, left_out(self._bad), note_on_contrast(self._limits, seen.dtype)]
         self.note = "; ".join(filter(None, notes))
 
