@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from cellseg.data import readers
 from cellseg.data import recording as recordings
 from cellseg.data.channels import channels_of, colours_of, to_rgb, to_rgb_planes
 from cellseg.data.images import is_image, read_labels, read_recording, select_planes
-from cellseg.data.intensity import intensity_limits, noise_of, normalise
+from cellseg.data.intensity import Limits, intensity_limits, noise_of, normalise
 from cellseg.data.recording import Recording
 from cellseg.errors import InputError
 from conftest import read_image
@@ -821,8 +821,8 @@ def test_arrays_become_three_channels(channels: int | None) -> None:
 def test_limits_are_percentiles_of_all_channels_together(dtype: type) -> None:
     # 201 values a step apart: percentile p is the value 2 p.
     values = np.random.default_rng(0).permutation(201).reshape(67, 1, 3).astype(dtype)
-    np.testing.assert_allclose(intensity_limits(values, (1.0, 99.75)), (2, 199.5))
-    np.testing.assert_allclose(intensity_limits(values, (0.0, 100.0)), (0, 200))
+    np.testing.assert_allclose(intensity_limits(values, (1.0, 99.75))[:2], (2, 199.5))
+    np.testing.assert_allclose(intensity_limits(values, (0.0, 100.0))[:2], (0, 200))
 
 
 def nuclei_on_noise() -> np.ndarray:
@@ -840,30 +840,30 @@ def test_padding_does_not_count(widths: tuple[tuple[int, int], ...], value: int)
     scene = nuclei_on_noise()
     padded = np.pad(scene, (*widths, (0, 0)), constant_values=value)
     expected = np.percentile(scene, (1.0, 99.8))
-    np.testing.assert_array_equal(intensity_limits(padded, (1.0, 99.8)), expected)
+    np.testing.assert_array_equal(intensity_limits(padded, (1.0, 99.8))[:2], expected)
     stack = np.stack([padded, padded])
-    np.testing.assert_array_equal(intensity_limits(stack, (1.0, 99.8)), expected)
+    np.testing.assert_array_equal(intensity_limits(stack, (1.0, 99.8))[:2], expected)
 
 
 def test_padding_with_what_no_camera_gives_does_not_count() -> None:
     scene = nuclei_on_noise().astype(np.float32)
     padded = np.pad(scene, ((0, 0), (20, 0), (0, 0)), constant_values=-9999)
     expected = np.percentile(scene, (1.0, 99.8))
-    np.testing.assert_allclose(intensity_limits(padded, (1.0, 99.8)), expected)
+    np.testing.assert_allclose(intensity_limits(padded, (1.0, 99.8))[:2], expected)
 
 
 def test_a_background_of_0_is_no_padding() -> None:
     scene = np.zeros((80, 80, 3), np.uint8)
     scene[30:60, 20:60] = RNG.integers(80, 200, (30, 40, 1))
     scene[50:60, 20:40] = 0
-    low, high = intensity_limits(scene, (1.0, 99.8))
+    low, high, _ = intensity_limits(scene, (1.0, 99.8))
     assert low == 0 and high > 190
 
 
 def test_hot_pixels_on_black_are_not_all_there_is() -> None:
     scene = np.zeros((80, 80, 3), np.uint8)
     scene[30, 20] = scene[35, 22] = 255
-    np.testing.assert_array_equal(intensity_limits(scene, (1.0, 99.8)), (0, 0))
+    np.testing.assert_array_equal(intensity_limits(scene, (1.0, 99.8))[:2], (0, 0))
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -876,7 +876,13 @@ def test_a_scale_bar_and_the_text_beside_it_do_not_count(across: bool) -> None:
         scene, marked = scene.swapaxes(0, 1), marked.swapaxes(0, 1)
     expected = np.percentile(scene, (1.0, 99.8))
     assert np.percentile(marked, 99.8) == 65535
-    np.testing.assert_allclose(intensity_limits(marked, (1.0, 99.8)), expected, rtol=0.02)
+    limits = intensity_limits(marked, (1.0, 99.8))
+    np.testing.assert_allclose(limits[:2], expected, rtol=0.02)
+    drawn = (marked != scene).any(axis=2)
+    with_it, without = normalise(marked, limits), normalise(scene, limits)
+    assert (with_it[drawn] == 0).all()
+    apart = distance_transform_edt(~drawn) > 3
+    np.testing.assert_array_equal(with_it[apart], without[apart])
 
 
 def test_flat_bright_nuclei_are_no_scale_bar() -> None:
@@ -887,9 +893,17 @@ def test_flat_bright_nuclei_are_no_scale_bar() -> None:
     assert intensity_limits(scene, (1.0, 99.8))[1] == 65535
 
 
+def test_a_drawing_of_bars_is_no_scale_bar() -> None:
+    scene = np.zeros((96, 128, 3), np.uint8)
+    scene[20:25, 30:60] = scene[50:54, 70:95] = 255
+    np.testing.assert_array_equal(
+        normalise(scene, intensity_limits(scene, (1.0, 99.8))), scene / 255
+    )
+
+
 def test_intensities_between_the_limits_become_0_to_1() -> None:
     image = np.array([0, 50, 60, 75, 150, 200], np.uint8).reshape(1, 2, 3)
-    result = normalise(image, np.array([50.0, 150.0]))
+    result = normalise(image, Limits(50.0, 150.0))
     assert result.dtype == np.float32
     np.testing.assert_allclose(result.ravel(), [0, 0, 0.1, 0.25, 1, 1], rtol=1e-6)
 
@@ -936,9 +950,16 @@ NOISES: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 def test_an_image_of_nothing_but_noise_stays_dim(kind: str, side: int) -> None:
     image = NOISES[kind]((side, side, 1))
     field = image[:side].astype(float)
-    low, high = intensity_limits(image, (1.0, 99.8))
+    low, high, _ = intensity_limits(image, (1.0, 99.8))
     assert high - low == pytest.approx(12 * field.std(), rel=0.05)
     assert low == pytest.approx(np.percentile(field, 1), rel=0.01)
+
+
+def test_a_stack_of_nothing_but_noise_below_padding_stays_dim() -> None:
+    stack = np.zeros((60, 208, 256, 1), np.uint16)
+    stack[:, 8:] = RNG.normal(1000, 20, (60, 200, 256, 1))
+    low, high, _ = intensity_limits(stack, (1.0, 99.8))
+    assert high - low == pytest.approx(12 * 20, rel=0.05)
 
 
 def test_noise_is_known_beside_nuclei() -> None:
@@ -949,7 +970,7 @@ def test_noise_is_known_beside_nuclei() -> None:
         image = (scene + RNG.normal(0, level, scene.shape)).astype(np.float32)
         assert noise_of(image) == pytest.approx(level, rel=0.2)
         limits = intensity_limits(image, (1.0, 99.8))
-        np.testing.assert_allclose(limits, np.percentile(image, (1.0, 99.8)), rtol=1e-6)
+        np.testing.assert_allclose(limits[:2], np.percentile(image, (1.0, 99.8)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -982,7 +1003,7 @@ def test_noise_of_one_part_in_ten_thousand_is_not_stretched_to_full_contrast(dty
 
 def test_less_than_a_grey_level_is_not_stretched_to_full_contrast() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
-    np.testing.assert_allclose(normalise(image, np.array([99.7, 100.0])), 0.3, atol=1e-5)
+    np.testing.assert_allclose(normalise(image, Limits(99.7, 100.0)), 0.3, atol=1e-5)
 
 
 def test_fault_14_limits_ignore_nan_and_infinite_pixels() -> None:
@@ -991,7 +1012,7 @@ def test_fault_14_limits_ignore_nan_and_infinite_pixels() -> None:
     finite = image[~holes]
     image[holes] = RNG.choice([np.nan, np.inf, -np.inf], holes.sum())
     limits = intensity_limits(image, (1.0, 99.8))
-    np.testing.assert_allclose(limits, np.percentile(finite, (1.0, 99.8)), rtol=1e-6)
+    np.testing.assert_allclose(limits[:2], np.percentile(finite, (1.0, 99.8)), rtol=1e-6)
     result = normalise(image, limits)
     np.testing.assert_array_equal(result[np.isnan(image) | np.isneginf(image)], 0)
     np.testing.assert_array_equal(result[np.isposinf(image)], 1)
@@ -1003,7 +1024,7 @@ def test_fault_14_limits_ignore_nan_and_infinite_pixels() -> None:
 def test_fault_14_an_image_without_a_finite_pixel_stays_finite(value: float) -> None:
     image = np.full((4, 4, 3), value, np.float32)
     limits = intensity_limits(image, (1.0, 99.8))
-    assert (limits == 0).all()
+    assert limits[:2] == (0, 0)
     assert np.isfinite(normalise(image, limits)).all()
 
 
@@ -1153,5 +1174,5 @@ def test_fractions_whose_white_is_0_are_turned_round() -> None:
 
 def test_the_widest_range_of_float32_is_normalised() -> None:
     image = np.array([-3e38, 0, 3e38], np.float32).reshape(1, 1, 3)
-    result = normalise(image, np.array([-3e38, 3e38]))
+    result = normalise(image, Limits(-3e38, 3e38))
     np.testing.assert_allclose(result.ravel(), [0, 0.5, 1], rtol=1e-6)

@@ -163,8 +163,8 @@ def test_limits_of_a_large_image_are_those_of_a_sample(monkeypatch: pytest.Monke
         normalise(pixels, limits).transpose(2, 0, 1),
     )
     every = np.percentile(pixels, (1, 99.8))
-    assert (limits != every).all()
-    np.testing.assert_allclose(limits, every, rtol=0.1)
+    assert (limits[:2] != every).all()
+    np.testing.assert_allclose(limits[:2], every, rtol=0.1)
 
 
 @pytest.mark.parametrize("plane", ["all", "max", "2"])

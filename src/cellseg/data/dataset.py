@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cellseg.data.intensity import intensity_limits, normalise
+from cellseg.data.intensity import Limits, intensity_limits, normalise
 from cellseg.data.recording import Array
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode
@@ -56,7 +56,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         self.augmentation = augmentation
         self.percentiles = percentiles
         self.seed = seed
-        self._limits: dict[int, Array] = {}
+        self._limits: dict[int, Limits] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, number))

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.data.recording import Array
+from cellseg.data.scale_bar import bar_value, of_bar
 from cellseg.nn.unet import LARGE
 
 # Part of an image that is left without its padding.
 LEAST_INSIDE = 0.1
-# A scale bar: its part of the image with the text beside it, by how much it exceeds all else as a
-# part of the range of that, its length in px and as a multiple of its width.
-BAR_SHARES = (5e-4, 0.05)
-BAR_GAP = 0.5
-BAR_LENGTH = 20
-BAR_RATIO = 4
 # The least range of intensities, as a multiple of the noise. The percentiles 1 and 99.8 of nothing
 # but normal noise are 5.2 of its standard deviations apart; of the Data Science Bowl's images, at
 # least 25.
@@ -32,7 +27,21 @@ NOISE_TRIM = 0.1
 NOISE_MEAN = 1.035
 
 
-def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
+class Limits(NamedTuple):
+    """What is known of the intensities of an image.
+
+    Attributes:
+        low: What becomes 0.
+        high: What becomes 1.
+        bar: The value of a scale bar, which becomes 0 as well; infinite without one.
+    """
+
+    low: float
+    high: float
+    bar: float = math.inf
+
+
+def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Limits:
     """The two intensities that `normalise` maps to 0 and 1: percentiles of all channels.
 
     NaN and infinite pixels do not count, nor does what no microscope recorded: padding around
@@ -46,23 +55,26 @@ def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Array:
         percentiles: Low and high, in percent.
 
     Returns:
-        (2,) float64, low and high; both 0 where no pixel is finite.
+        The limits; low and high are both 0 where no pixel is finite.
     """
     step = sampling_step(image.shape[:-1])
     return limits_of(image[..., ::step, ::step, :], percentiles, noise_of(image))
 
 
-def limits_of(values: Array, percentiles: tuple[float, float], noise: float) -> Array:
+def limits_of(values: Array, percentiles: tuple[float, float], noise: float) -> Limits:
     """As `intensity_limits`, of all values (..., H, W, C) of an image with that noise."""
     values = without_padding(values)
+    bar = math.inf
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         values = values[np.isfinite(values)]
         if values.size == 0:
-            return np.zeros(2)
+            return Limits(0, 0)
     else:
-        values = without_bar(values)
-    low, high = np.percentile(values, percentiles)
-    return np.array([low, max(high, low + NOISE_RANGE * noise)])
+        bar = bar_value(values)
+        if bar < math.inf:
+            values = values[~of_bar(values, bar)]
+    low, high = np.percentile(values, percentiles).tolist()
+    return Limits(low, max(high, low + NOISE_RANGE * noise), bar)
 
 
 def noise_of(image: Array) -> float:
@@ -73,8 +85,8 @@ def noise_of(image: Array) -> float:
     """
     from scipy.stats import trim_mean
 
-    step = max(1, math.prod(image.shape) // NOISE_VALUES)
-    rows = without_padding(image[..., ::step, :, :]).astype(np.float64)
+    step = min(max(1, math.prod(image.shape) // NOISE_VALUES), image.shape[-3])
+    rows = without_padding(image[..., step // 2 :: step, :, :]).astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinite less infinite
         differences = np.abs(np.diff(rows, axis=-2)).ravel()
     differences = differences[np.isfinite(differences)]
@@ -106,40 +118,13 @@ def _span(varied: Array) -> slice:
     return slice(places[0], places[-1] + 1) if len(places) else slice(None)
 
 
-def without_bar(values: Array) -> Array:
-    """Values (..., H, W, C) without those of a scale bar, where there is one.
-
-    That is a rectangle of one value far above all others. Whatever else has the value, as text
-    beside the bar, is left out too; nuclei that are as flat and bright are no rectangles.
-
-    Returns:
-        The same array, or (N, C) of the other pixels.
-    """
-    highest = values.max()
-    drawn = np.logical_and.reduce([channel == highest for channel in np.moveaxis(values, -1, 0)])
-    if not BAR_SHARES[0] < drawn.mean() < BAR_SHARES[1]:
-        return values
-    from skimage.measure import label, regionprops
-
-    others: Array = values[~drawn]
-    low, high, next_highest = np.percentile(others, (1, 99, 99.9)).astype(float)
-    if float(highest) - next_highest <= BAR_GAP * (high - low):
-        return values
-    for plane in drawn.reshape(-1, *drawn.shape[-2:]):
-        for region in regionprops(label(plane)):
-            sides = sorted(np.subtract(region.bbox[2:], region.bbox[:2]).tolist())
-            if region.extent == 1 and sides[1] >= max(BAR_LENGTH, BAR_RATIO * sides[0]):
-                return others
-    return values
-
-
 def sampling_step(shape: Sequence[int]) -> int:
     """Of every how many rows and columns one is enough to know the intensities of (..., H, W)."""
     return math.ceil(math.sqrt(max(1.0, math.prod(shape) / LARGE)))
 
 
-def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
-    """Intensities between the limits as [0, 1]; what lies outside is clipped.
+def normalise(image: Array, limits: Limits) -> NDArray[np.float32]:
+    """Intensities between the limits as [0, 1]; what lies outside is clipped, a scale bar 0.
 
     The range has a floor of one part in a thousand of the high limit (and of one grey level
     for integers): a black image with one hot pixel, or a constant one, stays black instead
@@ -152,29 +137,30 @@ def normalise(image: Array, limits: Array) -> NDArray[np.float32]:
     Returns:
         (..., H, W, C) float32 in [0, 1]; NaN becomes 0.
     """
-    low, high = (float(limit) for limit in limits)
-    span = max(high - low, _least_span(limits, image.dtype))
+    low, span = limits.low, max(limits.high - limits.low, _least_span(limits, image.dtype))
     # Floating images in double precision, where the widest range of float32 does not overflow.
     wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
     scaled: Array = (np.clip(wide, low, low + span) - low) / span
     if image.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0)
+    if limits.bar < math.inf:
+        scaled[of_bar(image, limits.bar)] = 0
     return np.asarray(scaled, np.float32)
 
 
-def note_on_contrast(limits: Array, dtype: np.dtype[Any]) -> str:
+def note_on_contrast(limits: Limits, dtype: np.dtype[Any]) -> str:
     """A note on an image of so little contrast that `normalise` leaves some of it out; else "".
 
     Args:
-        limits: (2,), from `intensity_limits`.
+        limits: From `intensity_limits`.
         dtype: Of the image.
     """
-    low, high = (float(limit) for limit in limits)
-    if high - low >= _least_span(limits, dtype):
+    if limits.high - limits.low >= _least_span(limits, dtype):
         return ""
-    return f"hardly any contrast: nearly all values lie between {low:.7g} and {high:.7g}"
+    between = f"{limits.low:.7g} and {limits.high:.7g}"
+    return f"hardly any contrast: nearly all values lie between {between}"
 
 
-def _least_span(limits: Array, dtype: np.dtype[Any]) -> float:
-    least = 1e-3 * max(*(abs(float(limit)) for limit in limits), 1e-30)
+def _least_span(limits: Limits, dtype: np.dtype[Any]) -> float:
+    least = 1e-3 * max(abs(limits.low), abs(limits.high), 1e-30)
     return max(least, 1.0) if dtype.kind in "ui" else least
