@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import re
@@ -21,6 +22,7 @@ from PIL import Image
 
 from cellseg import __version__
 from cellseg.arguments import EXAMPLES, bracket_lists
+from cellseg.atomic import writing
 from cellseg.checkpoint import write as write_checkpoint
 from cellseg.choice import choose
 from cellseg.cli import carry_out, main
@@ -693,6 +695,18 @@ def test_a_folder_named_like_a_model_is_not_taken_for_folds(
     monkeypatch.chdir(tmp_path)
     choice = choose("test", {}, "runs")
     assert choice is not None and choice.path.name == "nuclei-1.safetensors"
+
+
+def test_weights_hold_no_training_to_go_on_with(fails: Fails) -> None:
+    said = fails("fit", "--ckpt_path", "nuclei-1", "--data.synthetic", 9)
+    assert "--model.weights nuclei-1 starts from it" in said
+
+
+def test_the_innermost_file_that_cannot_be_written_is_the_one_that_is_named(tmp_path: Path) -> None:
+    inner = tmp_path / "journal.jsonl"
+    with pytest.raises(OutputError) as raised, writing(tmp_path / "table.csv"), writing(inner):
+        raise OSError(errno.ENOSPC, "disk full")
+    assert str(raised.value) == f"{inner}: cannot be written: disk full"
 
 
 def test_a_checkpoint_that_cannot_be_written_stays_and_is_named(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -335,6 +338,29 @@ def test_a_file_that_lists_no_image_is_refused(tmp_path: Path, content: bytes) -
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"^--data.predict_dir {path}: "):
         files_to_predict(path, [], [])
+
+
+def test_a_file_too_large_for_a_list_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "slide.lif").open("wb") as file:
+        file.truncate(2**40)  # takes no place on the disk
+    with pytest.raises(InputError, match="neither an image that is read"):
+        files_to_predict(tmp_path / "slide.lif", [], [])
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = as_folder(tmp_path, ["day1/a.png", "day2/b.png"])
+    listed = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if folder.endswith("day1"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert list(files_to_predict(root, [], [])[1]) == ["day2/b.png"]
+    assert f"{root / 'day1'}: left out" in caplog.text
 
 
 def test_linked_folders_are_visited_once_and_loops_end(tmp_path: Path) -> None:

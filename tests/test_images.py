@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import sys
 import zlib
@@ -18,10 +19,11 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from cellseg.data import readers
 from cellseg.data import recording as recordings
+from cellseg.data import tiff as tiffs
 from cellseg.data.channels import channels_of, colours_of, to_rgb, to_rgb_planes
 from cellseg.data.images import is_image, read_labels, read_recording, select_planes
 from cellseg.data.intensity import Limits, intensity_limits, noise_of, normalise
-from cellseg.data.recording import Recording
+from cellseg.data.recording import Recording, Windows
 from cellseg.errors import InputError
 from conftest import read_image
 
@@ -1176,3 +1178,82 @@ def test_the_widest_range_of_float32_is_normalised() -> None:
     image = np.array([-3e38, 0, 3e38], np.float32).reshape(1, 1, 3)
     result = normalise(image, Limits(-3e38, 3e38))
     np.testing.assert_allclose(result.ravel(), [0, 0.5, 1], rtol=1e-6)
+
+
+def test_the_picture_of_a_phone_is_the_first_of_its_frames() -> None:
+    first, second = (Image.fromarray(pixels) for pixels in (SMOOTH, SMOOTH[::-1]))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second], quality=95)
+    found = read_recording(file.getvalue(), "a.jpg").pixels[0]
+    assert np.abs(found.astype(int) - SMOOTH).mean() < 4
+
+
+def test_a_tiff_that_does_not_say_whether_0_is_white_has_black_there() -> None:
+    data = bytearray(tiff(DEEP[..., 0], photometric="minisblack", metadata=None))
+    (first,) = struct.unpack("<I", data[4:8])
+    place = data.index(struct.pack("<HHI", 262, 3, 1), first)
+    data[place : place + 2] = struct.pack("<H", 65000)  # another tag, of one's own
+    recording = read_recording(bytes(data), "a.tif")
+    np.testing.assert_array_equal(recording.pixels[0, ..., 0], DEEP[..., 0])
+    assert not recording.negative
+
+
+def test_the_colours_in_which_imagej_shows_a_grey_image_are_not_its_pixels() -> None:
+    fire = RNG.integers(0, 65536, (3, 256), dtype=np.uint16)
+    shown = tiff(
+        GREY, photometric="palette", colormap=fire, description="ImageJ=1.54f\n", metadata=None
+    )
+    np.testing.assert_array_equal(read_recording(shown, "a.tif").pixels[0, ..., 0], GREY)
+    np.testing.assert_array_equal(read_labels(shown, "a.tif"), GREY)
+
+
+def micro_manager(pixels: np.ndarray, position: int) -> bytes:
+    # A file of one plane, with its place among three positions.
+    summary = {"MicroManagerVersion": "2.0", "Frames": 1, "Positions": 3, "Prefix": "Exp"}
+    said = json.dumps(summary).encode()
+    said += b" " * (len(said) % 2)
+    index, page = 40 + len(said), 68 + len(said)
+    height, width = pixels.shape
+    tags = {
+        254: 0, 256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: page + 162, 277: 1,
+        278: height, 279: pixels.nbytes, 284: 1, 296: 1,
+    }  # fmt: skip
+    content = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content += struct.pack("<HHII", 51123, 2, 8, page + 162 + pixels.nbytes) + bytes(4)
+    head = struct.pack("<7I", page, 54773648, index, 483765892, 0, 99384722, 0)
+    head += struct.pack("<2I", 2355492, len(said)) + said
+    head += struct.pack("<7I", 3453623, 1, 0, 0, 0, position, page)
+    return b"II*\0" + head + struct.pack("<H", 13) + content + pixels.tobytes() + b'{"a":1}\0'
+
+
+@pytest.mark.parametrize("by_windows", [False, True])
+def test_a_position_of_micro_manager_is_read_without_the_others_beside_it(
+    by_windows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiffs, "LARGE", 1000)
+    for position in range(3):
+        data = micro_manager(DEEP[..., position], position)
+        (tmp_path / f"Exp_MMStack_Pos{position}.ome.tif").write_bytes(data)
+    path = tmp_path / "Exp_MMStack_Pos1.ome.tif"
+    with tifffile.TiffFile(path, _multifile=False) as alone:  # the defect
+        assert alone.series[0].shape == (3, 40, 56)
+    recording = read_recording(path, by_windows=by_windows)
+    pixels = recording.pixels
+    assert isinstance(pixels, Windows) == by_windows and recording.planes == ()
+    found = pixels[0, slice(40), slice(56)]
+    np.testing.assert_array_equal(found[..., 0], DEEP[..., 1])
+    if isinstance(pixels, Windows):
+        pixels.close()
+
+
+def test_planes_that_were_never_recorded_are_told_from_a_cut_off_file(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif") as writer:
+        writer.write(np.stack([GREY] * 4), metadata={"axes": "ZYX"})
+    data = (tmp_path / "a.ome.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "a.ome.tif") as file:
+        said = file.ome_metadata or ""
+    assert 'PlaneCount="4"' in said
+    stopped = said.replace('PlaneCount="4"', 'PlaneCount="3"')
+    (tmp_path / "a.ome.tif").write_bytes(data.replace(said.encode(), stopped.encode()))
+    with pytest.raises(InputError, match=r"1 of its 4 planes were never recorded"):
+        read_recording(tmp_path / "a.ome.tif")

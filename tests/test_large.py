@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -135,6 +138,29 @@ def test_fault_7_pages_that_were_added_one_by_one_are_read_by_windows(tmp_path: 
         at = (slice(0, 70), slice(30, 101))
         np.testing.assert_array_equal(windows[place, *at][..., 0], plane[at])
     windows.close()
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (5, 1), (2, 1, 3)])
+@pytest.mark.usefixtures("small")
+def test_axes_of_one_plane_do_not_count(shape: tuple[int, ...], tmp_path: Path) -> None:
+    stack = np.resize(STACK, (math.prod(shape), *STACK.shape[1:]))
+    pixels = stack.reshape(*shape, *STACK.shape[1:])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack")
+    windows = read_recording(tmp_path / "a.tif", by_windows=True).pixels
+    assert isinstance(windows, Windows)
+    for place, plane in enumerate(stack):
+        at = (slice(0, 70), slice(30, 101))
+        np.testing.assert_array_equal(windows[place, *at][..., 0], plane[at])
+    windows.close()
+
+
+def test_a_large_image_goes_to_another_process_in_shared_memory() -> None:
+    image = LargeImage.of_array(RGB, (1, 99.8))
+    sent = ForkingPickler.dumps(image)
+    assert len(sent) < RGB.nbytes / 10
+    at = (slice(10, 50), slice(20, 90))
+    received = pickle.loads(sent)
+    assert torch.equal(received.image(0, *at), image.image(0, *at))
 
 
 @pytest.mark.parametrize("kind", TIFFS)

@@ -157,3 +157,15 @@ def test_a_scale_of_all_levels_is_one_more_factor(tmp_path: Path) -> None:
     group.attrs["multiscales"] = [{**scales, "coordinateTransformations": [more]}]  # type: ignore[dict-item]
     recording = read_recording(path, path.name)
     assert (recording.pixel_size, recording.z_step) == (0.125, 6)
+
+
+def test_what_an_ome_zarr_leaves_empty_or_numbers_is_no_reason_to_refuse_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", "0.4")
+    group = zarr.open_group(path, mode="r+")
+    (scales,) = group.attrs["multiscales"]  # type: ignore[misc]
+    axes = [{**axis, "unit": None} for axis in scales["axes"]]  # type: ignore[call-overload, index]
+    odd = {**scales, "axes": axes, "coordinateTransformations": None}  # type: ignore[dict-item]
+    group.attrs["multiscales"] = [odd]
+    group.attrs["omero"] = {"channels": [{"label": 405}, {"label": None}]}
+    recording = read_recording(path, path.name)
+    assert (recording.channels, recording.pixel_size) == (("405", "1"), None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -121,11 +122,41 @@ def test_tables_of_a_run_in_which_nothing_could_be_done_have_their_headers(
     assert pyarrow.parquet.read_table(tmp_path / "out" / "objects.parquet").num_rows == 0
 
 
-def test_a_comma_in_a_name_leaves_the_tables_whole(predict: Run, tmp_path: Path) -> None:
-    save(tmp_path / "in" / 'a, "b".png')
-    assert predict("--output.formats", "table,rle") == 0
-    assert {row["file"] for row in table(tmp_path / "out" / "objects.csv")} == {'a, "b".png'}
-    assert {row["ImageId"] for row in table(tmp_path / "out" / "rle.csv")} == {'a, "b"'}
+@pytest.mark.parametrize("name", ['a, "b"', "a\nb"])
+def test_what_a_name_holds_leaves_the_tables_whole(name: str, predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / f"{name}.png")
+    assert predict("--output.formats", "table,rle,parquet") == 0
+    assert {row["file"] for row in table(tmp_path / "out" / "objects.csv")} == {f"{name}.png"}
+    assert {row["ImageId"] for row in table(tmp_path / "out" / "rle.csv")} == {name}
+    parquet = pyarrow.parquet.read_table(tmp_path / "out" / "objects.parquet")
+    assert set(parquet["file"].to_pylist()) == {f"{name}.png"}
+
+
+def test_the_ids_of_run_lengths_are_those_of_the_competition(predict: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "k1" / "images" / "k1.png")
+    save(tmp_path / "in" / "k2" / "images" / "other.png")
+    assert predict("--output.formats", "rle") == 0
+    ids = {row["ImageId"] for row in table(tmp_path / "out" / "rle.csv")}
+    assert ids == {"k1", "k2/images/other"}
+
+
+def test_an_old_result_that_cannot_be_deleted_stops_nothing(
+    predict: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict("--output.formats", "labels,rois,table") == 0
+    unlink = Path.unlink
+
+    def in_use(path: Path, missing_ok: bool = False) -> None:
+        if path.name in ("a_rois.zip", "objects.csv"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", in_use)
+    assert predict("--output.formats", "labels") == 0
+    assert (tmp_path / "out" / "a_labels.tif").is_file()
+    said = capfd.readouterr().err
+    assert "a_rois.zip: cannot be deleted" in said and "objects.csv: cannot be deleted" in said
 
 
 def test_only_the_formats_asked_for_are_written(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -65,7 +65,7 @@ GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 
 
 def run(
-    args: Sequence[str], model_class: type[LightningModule] | None, allow: Iterable[str]
+    args: Sequence[str], model_class: type[SegmentationTask] | None, allow: Iterable[str]
 ) -> int:
     """Parse and carry out one command; see `cli.main`."""
     quieten()
@@ -91,8 +91,11 @@ class Application(LightningCLI):
     flags that it uses.
     """
 
+    model: SegmentationTask
+    datamodule: NucleiDataModule
+
     def __init__(
-        self, args: list[str], model_class: type[LightningModule], fence: Sequence[str]
+        self, args: list[str], model_class: type[SegmentationTask], fence: Sequence[str]
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         refuse_empty(args)
@@ -260,7 +263,6 @@ class Application(LightningCLI):
         return TensorBoardLogger(root, version=version, default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
-        assert isinstance(self.datamodule, NucleiDataModule)
         if self.choice is not None:
             self.datamodule.trained_split = self.choice.stored.split
             self.model.adopt(self.choice.stored)
@@ -270,7 +272,6 @@ class Application(LightningCLI):
             self.model.adaptation = reading.invert, reading.diameter
 
     def before_fit(self) -> None:
-        assert isinstance(self.datamodule, NucleiDataModule)
         if self.datamodule.test_dir or self.datamodule.preds_dir:
             log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
         self._get(self.config_init, "checkpoint").resumed = self._resumed
@@ -289,7 +290,6 @@ class Application(LightningCLI):
             self._carry_out(subcommand)
 
     def _carry_out(self, subcommand: str) -> None:
-        assert isinstance(self.datamodule, NucleiDataModule)
         if subcommand == "test" and self.datamodule.preds_dir:
             score_folders(self.datamodule, Path(self.trainer.default_root_dir), self.command)
             return
@@ -315,7 +315,6 @@ class Application(LightningCLI):
             self.report.write(self.trainer)
 
     def before_predict(self) -> None:
-        assert isinstance(self.datamodule, NucleiDataModule)
         writer = self._get(self.config_init, "output")
         source = self.datamodule.predict_dir
         if source is None:
@@ -355,7 +354,6 @@ class Application(LightningCLI):
         )
 
     def after_predict(self) -> None:
-        assert isinstance(self.datamodule, NucleiDataModule)
         writer, files = self._get(self.config_init, "output"), self.datamodule.files
         stopped = writer.processes.leave()
         # Launchers end all processes when one of them fails, so only the first one reports.

@@ -52,15 +52,19 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text as it is."""
+    """A text as it is; the bytes of a file's name that are not valid Unicode are written out."""
     with draft(path) as name:
-        name.write_text(text, encoding="utf-8", newline="")
+        name.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A mapping as indented JSON; what JSON does not know, such as paths, as text."""
-    with draft(path) as name:
-        name.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    write_text(path, as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """The text of `write_json`."""
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def draft_name() -> str:
@@ -74,6 +78,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turns errors of writing a file into those that are for people."""
     try:
         yield
+    except OutputError:  # an OSError too, which names another file
+        raise
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # of this file alone
             raise InputError(f"{path.name}: too long for the name of a file; shorten it") from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cellseg.checkpoint import FIXED, Stored, read, resolve
 from cellseg.errors import InputError
-from cellseg.scoring.folds import best_of_runs
 
 DEFAULT = "nuclei-1"
 log = logging.getLogger(__name__)
@@ -65,6 +64,13 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
     is_folder = name not in ("best", "last", DEFAULT) and Path(name).is_dir()
     folds = best_of_runs(Path(name)) if command == "test" and is_folder else {}
     path = next(iter(folds)) if folds else resolve(name, default_root_dir)
+    starts_anew = command == "fit" and not flags.get("ckpt_path")
+    whole = path.suffix != ".safetensors" and not starts_anew
+    if command == "fit" and not (whole or starts_anew):
+        raise InputError(
+            f"--ckpt_path {name}: holds no training to go on with; --model.weights {name} starts "
+            "from it"
+        )
     stored = folds[path] if folds else read(path)
     if name in ("best", "last"):
         name = str(path)
@@ -76,9 +82,47 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
                 f"--{key} {_plain(asked)} contradicts {path}, which was trained with "
                 f"{_plain(kept)}; leave the flag out"
             )
-    starts_anew = command == "fit" and not flags.get("ckpt_path")
-    whole = path.suffix != ".safetensors" and not starts_anew
     return Choice(name, path, stored, whole, starts_anew, folds)
+
+
+def best_of_runs(folder: Path) -> dict[Path, Stored]:
+    """The best checkpoints below a folder, such as those of the folds of a small set.
+
+    Of their splits, the test sides lack what all of them have there: a training that starts from
+    weights keeps the sides of what those were trained on.
+
+    Raises:
+        InputError: There are none, or they do not belong together.
+    """
+    runs = {path: read(path) for path in sorted(folder.rglob("best*.ckpt"))}
+    if not runs:
+        raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
+    first, *others = runs
+    for path in others:
+        differing = [k for k in FIXED if runs[path].settings[k] != runs[first].settings[k]]
+        if differing:
+            raise InputError(
+                f"--ckpt_path {folder}: {first} and {path} were trained with another "
+                f"{differing[0]}; move one of them away"
+            )
+    sides = {path: stored.split or {} for path, stored in runs.items()}
+    tests = {path: split.get("test", {}) for path, split in sides.items()}
+    inherited = set.intersection(*map(set, tests.values())) if others else set()
+    tested: dict[str, Path] = {}
+    for path, test in tests.items():
+        own = test.keys() - inherited
+        same = next((tested[digest] for digest in own if digest in tested), None)
+        if others and not own:
+            same = next(other for other in runs if other != path)
+        if same:
+            raise InputError(
+                f"--ckpt_path {folder}: {same} and {path} have test images in common; move one of "
+                "them away"
+            )
+        tested.update(dict.fromkeys(own, path))
+        split = {**sides[path], "test": {digest: test[digest] for digest in own}}
+        runs[path] = replace(runs[path], split=split)
+    return runs
 
 
 def _plain(value: Any) -> str:

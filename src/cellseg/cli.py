@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from cellseg import __version__
@@ -14,14 +15,14 @@ from cellseg.errors import InputError, OutputError
 from cellseg.signals import end_at_once, workers_end
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
+    from cellseg.task import SegmentationTask
 
 log = logging.getLogger("cellseg")
 
 
 def main(
     args: Sequence[str] | None = None,
-    model_class: type[LightningModule] | None = None,
+    model_class: type[SegmentationTask] | None = None,
     allow: Iterable[str] = (),
 ) -> int:
     """Run the command.
@@ -40,6 +41,8 @@ def main(
         print(__version__)
         return 0
     set_up_logging()
+    if isinstance(sys.stdout, TextIOWrapper):  # a pipe on Windows knows few letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     # At once: the imports that follow take seconds.
     log.info("cellseg %s: %s …", __version__, args[0] if args else "help")
 

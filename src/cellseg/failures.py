@@ -18,7 +18,7 @@ from cellseg.errors import InputError, OutputError
 # What a system says of a disk that is full or must not be written to, and of nothing else.
 NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
-# What makes a trainer of flags, and checks them.
+# The packages that make a trainer of flags, and check them.
 PARSERS = [Path(str(package.__file__)).parent for package in (jsonargparse, lightning)]
 
 

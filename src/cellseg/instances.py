@@ -53,7 +53,10 @@ class Decoding:
                 raise ValueError(f"--decode.{name} {value:g}: must lie in {low} to {high}")
 
     def at(self, scale: float) -> Decoding:
-        """On the grid of an image that the network saw enlarged, whose areas are meant."""
+        """The levels on the grid of an image that the network saw enlarged by `scale`.
+
+        `min_area` counts pixels of what the network saw.
+        """
         return replace(self, min_area=round(self.min_area / scale**2))
 
 

@@ -6,6 +6,7 @@ processes too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torchmetrics import Metric
 # IoU above which a prediction is a match, as in the 2018 Data Science Bowl.
 THRESHOLDS = (50, 55, 60, 65, 70, 75, 80, 85, 90, 95)
 MISTAKES = ("merged", "split", "missed", "extra")
+COUNTS = ("true", "predicted", *MISTAKES)
 
 
 def compare(target: NDArray[Any], preds: NDArray[Any]) -> dict[str, float]:
@@ -84,7 +86,7 @@ def compare(target: NDArray[Any], preds: NDArray[Any]) -> dict[str, float]:
     return {name: float(value) for name, value in sums.items()}
 
 
-def scores(sums: dict[str, float]) -> dict[str, float]:
+def scores(sums: Mapping[str, float]) -> dict[str, float]:
     """The field's scores from the sums of `compare`, of one image or of several added up.
 
     Without any nucleus on either side all are 1; with none on one side they are 0.
@@ -110,6 +112,11 @@ def scores(sums: dict[str, float]) -> dict[str, float]:
     }
 
 
+def count_error(sums: Mapping[str, float]) -> float:
+    """By how many the predicted nuclei are more or fewer than the true ones."""
+    return abs(sums["predicted"] - sums["true"])
+
+
 class Scores(Metric):
     """The scores of `scores`, as means over images and, ending in `_pooled`, of all together.
 
@@ -118,7 +125,6 @@ class Scores(Metric):
     """
 
     is_differentiable = False
-    higher_is_better = True
     full_state_update = False
 
     images: Tensor
@@ -140,11 +146,10 @@ class Scores(Metric):
         )
         self.add_state("iou_sum", torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, sums: dict[str, float]) -> None:
+    def update(self, sums: Mapping[str, float]) -> None:
         """Count one image, by what `compare` says of it."""
-        error = abs(sums["predicted"] - sums["true"])
         self.images += 1
-        self.means += self.means.new_tensor([*scores(sums).values(), error])
+        self.means += self.means.new_tensor([*scores(sums).values(), count_error(sums)])
         self.counts += self.counts.new_tensor([int(sums[name]) for name in self._counts])
         self.iou_sum += sums["iou_sum"]
 

@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from cellseg.arguments import bracket_lists, refuse_empty
-from cellseg.atomic import draft
+from cellseg.atomic import write_json
 from cellseg.checkpoint import Stored, read, resolve, write
 from cellseg.cli import carry_out, set_up_logging
 from cellseg.cores import use_granted_cores
@@ -34,7 +34,7 @@ log = logging.getLogger("cellseg.quantise")  # run as a module, its name is __ma
 
 # Of nuclei-1, another draw of as many crops moves a range by 2 % on average and 6 % at most.
 CROPS = 256
-# Of other commands, said by the model, or fixed here.
+# Flags of other commands, and those that the model or this module sets.
 NO_FLAGS = {
     *("test_dir", "preds_dir", "predict_dir", "plane", "invert", "diameter", "pixel_size"),
     *("include", "exclude", "shard", "percentiles", "augment", "crops_per_epoch", "batch_size"),
@@ -101,9 +101,7 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
     ranges = measure(net, (batch["image"].contiguous(memory_format=fast) for batch in crops))
     if path.suffix == ".safetensors":
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        with draft(path.with_suffix(".json")) as name:
-            text = json.dumps({**facts, "ranges": ranges}, indent=1) + "\n"
-            name.write_text(text, encoding="utf-8")
+        write_json(path.with_suffix(".json"), {**facts, "ranges": ranges})
     else:
         content = torch.load(path, map_location="cpu", weights_only=True)
         write(path, {**content, "ranges": ranges})

@@ -9,13 +9,12 @@ the facts that are given, such as `licence=CC0`.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cellseg.atomic import draft
+from cellseg.atomic import draft, write_json
 from cellseg.checkpoint import read, resolve
 from cellseg.cli import carry_out, set_up_logging
 from cellseg.errors import InputError
@@ -85,8 +84,7 @@ def release(ckpt_path: Path, target: Path, about: Mapping[str, str]) -> None:
     }
     with draft(target) as name:
         name.write_bytes(content)
-    with draft(target.with_suffix(".json")) as name:
-        name.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(target.with_suffix(".json"), facts)
 
 
 if __name__ == "__main__":

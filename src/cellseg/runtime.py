@@ -57,8 +57,8 @@ class Runtime(pl.Callback):
                 )
             return "torch"
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        ranges = getattr(pl_module, "ranges", None)
-        return choose(self.runtime, on_cpu and trainer.precision == "32-true", ranges)
+        single_precision = trainer.precision == "32-true"
+        return choose(self.runtime, on_cpu and single_precision, pl_module.ranges)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Only now are the weights of a checkpoint in place.

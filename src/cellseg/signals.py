@@ -55,7 +55,7 @@ def workers_end() -> Iterator[None]:
 
 
 def outlive_signals() -> None:
-    """Leave them to the main process: all get them, and it still has to save its work."""
+    """Ignore in this process what all processes get; the main one still has to save its work."""
     for name in EXIT_CODES:
         signal.signal(signal.Signals[name], signal.SIG_IGN)
 

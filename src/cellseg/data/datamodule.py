@@ -161,7 +161,6 @@ class NucleiDataModule(pl.LightningDataModule):
         self.predict_dir = predict_dir
         # In a YAML file a number is one without quotes.
         channel, plane = None if channel is None else str(channel), str(plane)
-        self.channel = channel
         self.reading = Reading(self.percentiles, channel, plane, pixel_size, invert, diameter)
         self.include = include or []
         self.exclude = exclude or []
@@ -295,7 +294,7 @@ class NucleiDataModule(pl.LightningDataModule):
                 self.synthetic if flag == "root" else 0,
                 self.download and flag == "root",
                 self.cache_dir,
-                self.channel,
+                self.reading.channel,
                 f"--data.{flag}",
             )
         return self._found[flag]

@@ -16,8 +16,13 @@ from cellseg.data.about import About
 from cellseg.data.channels import to_rgb_planes
 from cellseg.data.digests import digest_of, size_and_time
 from cellseg.data.images import note_on_maximum, read_recording, select_planes
-from cellseg.data.intensity import intensity_limits, normalise, note_on_contrast
-from cellseg.data.large import LargeImage, left_out
+from cellseg.data.intensity import (
+    intensity_limits,
+    normalise,
+    note_on_contrast,
+    note_on_holes,
+)
+from cellseg.data.large import LargeImage
 from cellseg.data.listing import readable
 from cellseg.data.recording import unreadable
 from cellseg.errors import InputError
@@ -112,7 +117,7 @@ class FileDataset(Dataset[dict[str, Any]]):
             return item | self._read(name, stem)
         except InputError as error:
             return item | {"error": str(error)}
-        except (ValueError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever is odd about one file, the others go on
             return item | {"error": str(unreadable(readable(name), error))}
 
     def _read(self, name: str, stem: str) -> dict[str, Any]:
@@ -132,7 +137,7 @@ class FileDataset(Dataset[dict[str, Any]]):
             pixels, note = to_rgb_planes(recording, how.channel)
             limits = intensity_limits(pixels, how.percentiles)
             image = normalise(pixels, limits)
-            bad = int(pixels[..., 0].size - np.isfinite(pixels[..., 0]).sum())
+            holes = int(np.count_nonzero(~np.isfinite(pixels[..., 0])))
             content = {
                 "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
                 "pixels": Held(
@@ -140,7 +145,7 @@ class FileDataset(Dataset[dict[str, Any]]):
                 ),
             }
             planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape
-            notes = [note, left_out(bad), note_on_contrast(limits, pixels.dtype)]
+            notes = [note, note_on_holes(holes), note_on_contrast(limits, pixels.dtype)]
             note = "; ".join(filter(None, notes))
         about = About(
             file=name,

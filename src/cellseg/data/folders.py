@@ -208,7 +208,7 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(walk(folder)):
         path = PurePosixPath(name)
-        if is_image(name) and not path.stem.endswith("_overlay"):
+        if is_image(name):
             suffix = next(end for end in (*PREDICTED, "") if path.stem.endswith(end))
             stem = path.stem.removesuffix(suffix)
             keys = {stem, str(path.parent / stem)}

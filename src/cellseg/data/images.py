@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cellseg.data.readers import decode
+from cellseg.data.readers import read_file
 from cellseg.data.recording import Array, Recording
 from cellseg.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi", ".bmp")
-# Of images as well, which we do not read.
+# Formats of images that we do not read; `predict` names such files.
 UNREAD = (
     *(".gif", ".webp", ".jp2", ".heic", ".lif", ".lsm", ".oib", ".oif", ".vsi", ".ims", ".dv"),
     *(".mrxs", ".ndpi", ".scn", ".stk", ".dcm"),
@@ -31,16 +31,16 @@ def read_recording(source: Path | bytes, name: str = "", by_windows: bool = Fals
     Args:
         source: The file, or its bytes.
         name: What to call it in errors; the file's path where none is given.
-        by_windows: See `decode`; the windows of such pixels are of the file's own type.
+        by_windows: See `read_file`; the windows of such pixels are of the file's own type.
 
     Returns:
         Its pixels are uint8, uint16 or float32; no other range is promised. 1-bit becomes 0
         and 255.
 
     Raises:
-        InputError: See `decode`.
+        InputError: See `read_file`.
     """
-    recording = decode(source, name, by_windows)
+    recording = read_file(source, name, by_windows)
     if not isinstance(recording.pixels, np.ndarray):
         return recording
     return replace(recording, pixels=as_number(recording.pixels))
@@ -125,7 +125,7 @@ def read_labels(source: Path | bytes, name: str = "") -> Array:
         InputError: The file is damaged, a stack or in colour, or holds fractions or negative
             values.
     """
-    recording = _of_one_plane(decode(source, name))
+    recording = _of_one_plane(read_file(source, name))
     name, pixels = recording.name, recording.pixels[0]
     if (pixels[..., 1:] != pixels[..., :1]).any():
         raise InputError(f"{name}: a mask in colour; save it as a grey or label image")

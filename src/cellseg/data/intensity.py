@@ -13,7 +13,7 @@ from cellseg.data.recording import Array
 from cellseg.data.scale_bar import bar_value, of_bar
 from cellseg.nn.unet import LARGE
 
-# Part of an image that is left without its padding.
+# If less of an image than this part would be left, its uniform borders are no padding.
 LEAST_INSIDE = 0.1
 # The least range of intensities, as a multiple of the noise. The percentiles 1 and 99.8 of nothing
 # but normal noise are 5.2 of its standard deviations apart; of the Data Science Bowl's images, at
@@ -159,6 +159,11 @@ def note_on_contrast(limits: Limits, dtype: np.dtype[Any]) -> str:
         return ""
     between = f"{limits.low:.7g} and {limits.high:.7g}"
     return f"hardly any contrast: nearly all values lie between {between}"
+
+
+def note_on_holes(count: int) -> str:
+    """A note on pixels that are no numbers."""
+    return f"{count} NaN or infinite values were left out" if count else ""
 
 
 def _least_span(limits: Limits, dtype: np.dtype[Any]) -> float:

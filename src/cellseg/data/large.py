@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cellseg.data.channels import channels_of, colours_of, three
@@ -16,6 +18,7 @@ from cellseg.data.intensity import (
     noise_of,
     normalise,
     note_on_contrast,
+    note_on_holes,
     sampling_step,
     without_padding,
 )
@@ -68,7 +71,7 @@ class LargeImage:
         finally:
             self.close()
         self._limits = limits_of(three(seen), percentiles, noise)
-        notes = [note, left_out(self._bad), note_on_contrast(self._limits, seen.dtype)]
+        notes = [note, note_on_holes(self._holes), note_on_contrast(self._limits, seen.dtype)]
         self.note = "; ".join(filter(None, notes))
 
     @classmethod
@@ -87,6 +90,18 @@ class LargeImage:
         pixels = three(self.recorded(plane, rows, columns)[..., self._channels])
         return to_tensor(normalise(pixels, self._limits))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Between processes, a tensor goes through shared memory and an array is copied repeatedly.
+        if isinstance(self._pixels, Windows):
+            return self.__dict__
+        pixels = np.require(self._pixels, requirements=["C", "W"])
+        return {**self.__dict__, "_pixels": torch.from_numpy(pixels)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        if not isinstance(self._pixels, Windows):
+            self._pixels = state["_pixels"].numpy()
+
     def close(self) -> None:
         """Close the file for now."""
         if isinstance(self._pixels, Windows):
@@ -99,11 +114,11 @@ class LargeImage:
         probe = self.recorded(0, slice(1), slice(1))[..., self._channels]
         shape = (planes, -(-height // step), -(-width // step), probe.shape[-1])
         seen = np.empty(shape, probe.dtype)
-        self._bad = 0
+        self._holes = 0
         most = -1.0
         for plane, rows, columns in self._windows(step * math.ceil(WINDOW / step)):
             window = self.recorded(plane, rows, columns)[..., self._channels]
-            self._bad += int(window[..., 0].size - np.isfinite(window[..., 0]).sum())
+            self._holes += int(np.count_nonzero(~np.isfinite(window[..., 0])))
             window = window[::step, ::step]
             top, left = rows.start // step, columns.start // step
             seen[plane, top : top + window.shape[0], left : left + window.shape[1]] = window
@@ -123,8 +138,3 @@ class LargeImage:
                         slice(top, min(top + side, height)),
                         slice(left, min(left + side, width)),
                     )
-
-
-def left_out(bad: int) -> str:
-    """A note on pixels that are no numbers."""
-    return f"{bad} NaN or infinite values were left out" if bad else ""

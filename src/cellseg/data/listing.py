@@ -23,6 +23,8 @@ PREDICTED = ("_labels", "_cp_masks", "_masks", "_mask")
 MASKS = ("masks", "labels")
 # How the program's name in our TIFFs and PNGs begins, so that none is taken for an image.
 OWN_TAG = "cellseg"
+# Bytes of a list of images.
+LONGEST_LIST = 2**28
 
 
 def walk(root: Path) -> Iterator[str]:
@@ -31,7 +33,8 @@ def walk(root: Path) -> Iterator[str]:
     tops = [str(root)]
     while tops:
         links = []
-        for folder, subfolders, files in chain.from_iterable(map(os.walk, tops)):
+        walks = (os.walk(top, onerror=_not_listed) for top in tops)
+        for folder, subfolders, files in chain.from_iterable(walks):
             real = os.path.realpath(folder)
             if real in seen:
                 subfolders.clear()
@@ -46,6 +49,10 @@ def walk(root: Path) -> Iterator[str]:
             for name in images + files:
                 yield above + name
         tops = links
+
+
+def _not_listed(error: OSError) -> None:
+    log.warning(f"{error.filename}: left out, cannot be listed: {error.strerror}")
 
 
 def files_to_predict(
@@ -149,8 +156,10 @@ def _is_below(folder: Path, top: Path) -> bool:
 
 def _listed(source: Path) -> tuple[Path, list[str]]:
     try:
+        if source.stat().st_size > LONGEST_LIST:
+            raise ValueError("not read: it may be a slide")
         lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(
             f"--data.predict_dir {source}: neither an image that is read ({', '.join(SUFFIXES)}) "
             "nor a text file with a path a line"
@@ -159,7 +168,12 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
     paths = [os.path.abspath(source.parent / name) for name in named if name and name[0] != "#"]
     if not paths:
         raise InputError(f"--data.predict_dir {source}: the file names no image")
-    base = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    try:
+        base = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    except ValueError as error:  # on Windows
+        raise InputError(
+            f"--data.predict_dir {source}: names images on several drives; make a list of each"
+        ) from error
     return base, sorted({Path(path).relative_to(base).as_posix() for path in paths})
 
 

@@ -82,13 +82,14 @@ def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | No
     # Before 0.4 an axis is a mere name; before 0.3 all are there, in this order.
     named = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
     axes = "".join(axis["name"].upper() for axis in named)
-    names = [channel.get("label") for channel in attributes.get("omero", {}).get("channels", ())]
+    channels = (attributes.get("omero") or {}).get("channels") or ()
+    names = [None if (label := c.get("label")) is None else str(label) for c in channels]
     # What is said of all levels comes on top of what is said of one.
-    steps_of = [*full.get("coordinateTransformations", ())]
-    steps_of += scales.get("coordinateTransformations", ())
+    steps_of = [*(full.get("coordinateTransformations") or ())]
+    steps_of += scales.get("coordinateTransformations") or ()
     scales_of = [step["scale"] for step in steps_of if "scale" in step]
     sizes = {
-        axis: in_micrometres(float(math.prod(steps)), about.get("unit", ""))
+        axis: in_micrometres(float(math.prod(steps)), about.get("unit") or "")
         for axis, about, *steps in zip(axes, named, *scales_of, strict=True)
         if steps
     }

@@ -27,7 +27,7 @@ from cellseg.data.tiff import read_tiff
 from cellseg.errors import InputError
 
 
-def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Recording:
+def read_file(source: Path | bytes, name: str = "", by_windows: bool = False) -> Recording:
     """A recording with its pixels in the file's own type.
 
     A palette is looked up, transparency is dropped, CMYK is converted, and a TIFF whose white
@@ -51,7 +51,8 @@ def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Re
             if not stat.S_ISREG(kind):  # a pipe would be waited for
                 raise InputError(f"{name}: neither a file nor a folder; leave it out")
         with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-            return _read_file(file, name, source if by_windows else b"")
+            path = source if by_windows and isinstance(source, Path) else None
+            return _by_content(file, name, path)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -60,13 +61,13 @@ def decode(source: Path | bytes, name: str = "", by_windows: bool = False) -> Re
         raise unreadable(name, error) from error
 
 
-def _read_file(file: File, name: str, by_windows: Path | bytes) -> Recording:
+def _by_content(file: File, name: str, path: Path | None) -> Recording:
     head = file.read(12)
     if not head:
         raise InputError(f"{name}: the file is empty; copy it again")
     file.seek(0)
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        recording = read_tiff(file, name, by_windows if isinstance(by_windows, Path) else None)
+        recording = read_tiff(file, name, path)
         if recording is not None:
             return recording
         file.seek(0)
@@ -90,7 +91,7 @@ def _read_other(file: File, name: str) -> Recording:
         ) from error
     with picture:
         frames = getattr(picture, "n_frames", 1)
-        if frames > 1:
+        if frames > 1 and picture.format != "MPO":  # of a phone, whose first is the picture
             raise InputError(f"{name}: holds {frames} frames; save the one to segment")
         file.seek(24)
         deep = picture.format == "PNG" and file.read(1) == b"\x10"

@@ -159,8 +159,8 @@ class Windows:
         opened = self._opened = self._opened or self._open()
         numbers = iter(np.unravel_index(plane, self._sizes) if self._sizes else ())
         where: list[slice] = []
-        for axis in opened.axes:
-            if axis in self._axes:
+        for axis, length in zip(opened.axes, opened.pixels.shape, strict=True):
+            if axis in self._axes and length > 1:  # others may have the same name
                 number = int(next(numbers))
                 where.append(slice(number, number + 1))
             else:

@@ -37,17 +37,17 @@ PLAIN = (0, 1, 2, 3)
 LARGEST_CHUNK = 64 * 2**20
 
 
-def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recording | None:
+def read_tiff(file: File, name: str, path: Path | None) -> Recording | None:
     """A TIFF as it was recorded; None where its colours are for others to convert, as of CMYK.
 
     Args:
         file: The open file.
         name: For errors.
-        by_windows: Its path, where a large one is to be read window by window later, as far as
-            the file allows that.
+        path: From where the windows of a large one are read later, as far as the file allows
+            that; None to read it whole.
 
     Raises:
-        InputError: See `readers.decode`.
+        InputError: See `readers.read_file`.
     """
     import tifffile
 
@@ -57,50 +57,61 @@ def read_tiff(file: File, name: str, by_windows: Path | None = None) -> Recordin
         check_ratio(name, series.nbytes, file)
         if _is_cut_off(tiff, series):
             raise InputError(f"{name}: the file is cut off; copy it again")
+        if missing := sum(page is None for page in series.pages):
+            raise InputError(
+                f"{name}: {missing} of its {len(series.pages)} planes were never recorded; save "
+                "those that are there as a TIFF of their own"
+            )
         jpeg = page.compression == tifffile.COMPRESSION.JPEG
         if page.photometric not in PLAIN and not (
             jpeg and page.photometric == tifffile.PHOTOMETRIC.YCBCR
         ):
             return None
         about = _metadata(tiff, page)
-        if by_windows is not None and _has_windows(series):
+        if path is not None and _has_windows(series):
             # All but the pixels follows from the axes: one pixel of each plane has them too.
             sizes = [1 if a in "YX" else n for a, n in zip(series.axes, series.shape, strict=True)]
             pixels, axes, colour = _converted(np.zeros(sizes, series.dtype), series.axes, page)
             recording = arrange(name, pixels, axes, colour, *about)
             sides = (_length(series, "Y"), _length(series, "X"))
-            windows = Windows(recording, sides, partial(_open, by_windows, name))
+            windows = Windows(recording, sides, partial(_open, path, name))
             if math.prod(windows.shape[:3]) > LARGE:
                 return replace(recording, pixels=windows)
         check_memory(name, series.nbytes)
         pixels, axes, colour = _converted(series.asarray(), series.axes, page)
         recording = arrange(name, pixels, axes, colour, *about)
-        return replace(recording, negative=page.photometric == tifffile.PHOTOMETRIC.MINISWHITE)
+        return replace(recording, negative=_white_is_0(page))
 
 
-def _opened(file: File | Path) -> Any:
+def _opened(file: File) -> Any:
     """A TIFF by itself, although OME-TIFF may name others; pages added one by one are a stack."""
     import tifffile
 
     tiff = tifffile.TiffFile(file, _multifile=False)
     alike = {(len(s), s.shape, s.dtype, s.axes) for s in tiff.series}
+    options: dict[str, Any] = {}
     if tiff.is_shaped and len(tiff.series) > 1 and len(alike) == 1 and len(tiff.series[0]) == 1:
         # By what tifffile has noted in them, each would be an image of its own.
+        options = {"is_shaped": False}
+    elif any(series.is_multifile for series in tiff.series):
+        # By its name, tifffile has found the other positions of Micro-Manager.
+        options = {"name": "alone.tif"}
+    if options:
         tiff.close()
-        if not isinstance(file, Path):
-            file.seek(0)
-        tiff = tifffile.TiffFile(file, _multifile=False, is_shaped=False)
+        file.seek(0)
+        tiff = tifffile.TiffFile(file, _multifile=False, **options)
     return tiff
 
 
 def _open(path: Path, name: str) -> Opened:
-    tiff = _opened(path)
+    file = path.open("rb")
+    tiff = _opened(file)
     series = _single_image(tiff, name)
 
     def convert(window: Array) -> tuple[Array, str, bool]:
         return _converted(window, series.axes, series.keyframe)
 
-    return Opened(_lazily(series), series.axes, convert, tiff.close)
+    return Opened(_lazily(series), series.axes, convert, file.close)
 
 
 def _lazily(series: Any) -> Any:
@@ -141,14 +152,15 @@ def _converted(pixels: Array, axes: str, page: Any) -> tuple[Array, str, bool]:
     """Pixels with white above black, without alpha and palette; their axes; whether in colour."""
     import tifffile
 
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    if _white_is_0(page):
         pixels = -pixels if pixels.dtype.kind == "f" else ~pixels
     samples, alpha = page.samplesperpixel, bool(page.extrasamples and page.extrasamples[-1])
     colour = samples - alpha == 3 or (samples == 4 and page.photometric == tifffile.PHOTOMETRIC.RGB)
     if alpha and not colour and "S" in axes:
         pixels = pixels.take(range(samples - 1), axis=axes.index("S"))
-    # The palettes of channels only say in which colour ImageJ shows them.
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and "C" not in axes:
+    # The palettes of ImageJ and of channels only say in which colours they are shown.
+    shown = "C" in axes or page.is_imagej
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not shown:
         # 16-bit entries, in which an 8-bit colour v is stored as v * 257.
         palette = (np.asarray(page.colormap) >> 8).T.astype(np.uint8)
         colour = bool((palette != palette[:, :1]).any())
@@ -157,20 +169,23 @@ def _converted(pixels: Array, axes: str, page: Any) -> tuple[Array, str, bool]:
     return pixels, axes, colour
 
 
+def _white_is_0(page: Any) -> bool:
+    # Of a page that does not say, tifffile says so.
+    said = "PhotometricInterpretation" in page.tags
+    return said and page.photometric.name == "MINISWHITE"
+
+
 def _is_cut_off(tiff: Any, series: Any) -> bool:
     size = tiff.filehandle.size
     if _next_page(tiff) >= size:
         return True
     if series.dataoffset is not None:  # in one piece, of which ImageJ may list only the start
         return bool(series.dataoffset + series.nbytes > size)
+    # Decoders fill up what a cut-off strip lacks.
     return any(
-        page is None
-        # Decoders fill up what a cut-off strip lacks.
-        or any(
-            offset + count > size
-            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-        )
-        for page in series.pages
+        offset + count > size
+        for page in filter(None, series.pages)
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
     )
 
 

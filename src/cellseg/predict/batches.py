@@ -27,15 +27,15 @@ class Batches:
         self.compute = compute
         self.most = most
         self._waiting: list[_Request] = []
-        self._list = Lock()
-        self._turn = Lock()
+        self._waiting_lock = Lock()
+        self._compute_lock = Lock()
 
     def __call__(self, image: Tensor) -> Tensor:
         """The result (1, ...) of an image (1, 3, H, W)."""
         mine = _Request(image)
-        with self._list:
+        with self._waiting_lock:
             self._waiting.append(mine)
-        with self._turn:
+        with self._compute_lock:
             if mine.result is None:
                 self._compute(mine)
         assert mine.result is not None
@@ -44,7 +44,7 @@ class Batches:
     def _compute(self, first: _Request) -> None:
         shape = first.image.shape
         most = max(1, min(self.most, PIXELS // (shape[-2] * shape[-1])))
-        with self._list:
+        with self._waiting_lock:
             others = [r for r in self._waiting if r is not first and r.image.shape == shape]
             batch = [first, *others[: most - 1]]
             self._waiting = [r for r in self._waiting if r not in batch]

@@ -16,13 +16,13 @@ from typing import Self
 from cellseg import __version__
 from cellseg.atomic import DRAFT, draft_name, writing
 from cellseg.data.digests import digest_of
-from cellseg.data.listing import is_own_output
+from cellseg.data.listing import OWN_TAG, is_own_output
 from cellseg.errors import InputError
 
 log = logging.getLogger(__name__)
 
 # The tag of results that have a place for one, see `listing.is_own_output`.
-SOFTWARE = f"cellseg {__version__}"
+SOFTWARE = f"{OWN_TAG} {__version__}"
 # What a results folder holds besides results.
 FOLDER = ".cellseg"
 
@@ -44,7 +44,7 @@ class Drafts:
         self.dir = dir
         self.stem = stem
         self.written: dict[str, tuple[Path, str]] = {}
-        self._numbers = count()  # several may be open at a time
+        self._begun = 0
         # Under no name that looks like a result, and in no folder that comes and goes.
         self._common = draft_name()
 
@@ -52,7 +52,8 @@ class Drafts:
     def draft(self, ending: str) -> Iterator[Path]:
         """A temporary file for the result whose name ends in this; errors as of `atomic.draft`."""
         path = self.dir / f"{self.stem}{ending}"
-        name = self.dir / FOLDER / f"{self._common}.{next(self._numbers)}{path.suffix}"
+        self._begun += 1  # several may be open at a time
+        name = self.dir / FOLDER / f"{self._common}.{self._begun}{path.suffix}"
         with writing(path):
             with suppress(FileNotFoundError):
                 path.lstat()  # else what is wrong with its name would be known too late

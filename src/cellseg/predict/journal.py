@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 from cellseg.data.digests import digest_of, size_and_time
 from cellseg.predict.drafts import FOLDER
 from cellseg.predict.store import Place, Store
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +225,11 @@ class Journal:
 
     def _remove(self, name: str, digests: Collection[str]) -> None:
         path = self.dir / name
-        if path.is_file() and digest_of(path) in digests:
-            path.unlink()
+        try:
+            if path.is_file() and digest_of(path) in digests:
+                path.unlink()
+        except OSError as error:  # as of a file that is open in another program
+            log.warning(f"{path}: cannot be deleted, and is of an earlier run: {error.strerror}")
 
     def read(self, file: str) -> dict[str, Any]:
         """The whole entry of a file."""
@@ -257,8 +263,6 @@ class Journal:
         if "announced" in content:
             self._times[file] = content["time"]
             self._digests_at[file] = place
-            return
-        if "digests_at" not in content:  # of an earlier layout
             return
         self._times[file] = content["time"]
         self.entries.pop(file, None)

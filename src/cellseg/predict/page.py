@@ -18,12 +18,10 @@ import numpy as np
 from jinja2 import Environment
 from numpy.typing import NDArray
 
-from cellseg.atomic import write_text
-
 Counts = NDArray[np.integer[Any]]
 Row = Mapping[str, Any]
 
-# What the tables beside the page have more.
+# What the files beside the page contain.
 CONTENTS = {
     "summary.csv": "one row per image or plane",
     "objects.csv": "one row per nucleus",
@@ -75,8 +73,8 @@ def write_page(
     run: Mapping[str, Any],
     rows: Sequence[Row],
     diameters: Counts,
-    shown: int = 1000,
-    tables: Sequence[str] = (),
+    shown: int,
+    tables: Sequence[str],
 ) -> None:
     """Write a run as one HTML file that loads nothing and runs no script but its own.
 
@@ -86,15 +84,15 @@ def write_page(
             the section `decode`, `seconds`.
         rows: As in `summary.csv`, one for each file and plane, in its order; also `unusual`, why
             the image is unlike the training data, and of those that are shown `overlay`, the
-            overlay's path relative to the page, with slashes, and `thumbnail`, the bytes of a
-            small JPEG or PNG. Each of the three may be empty.
+            overlay's path relative to the page, with slashes, and `thumbnail`, a small JPEG in
+            base64. Each of the three may be empty.
         diameters: (D,) histogram of the nuclei of all images: entry d counts those whose
             equivalent diameter rounds to d px.
         shown: How many rows, and how many failures, are shown; the others are counted.
         tables: Names of the files beside the page that have more.
 
     Raises:
-        OutputError: The file cannot be written.
+        OSError: The file cannot be written.
     """
     done = [row for row in rows if row["status"] == "ok"]
     failed = [row for row in rows if row["status"] != "ok"]
@@ -110,7 +108,7 @@ def write_page(
         charts.append(histogram(diameters, "Sizes of the nuclei", axes))
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"sha256": _sha256, "link": _link, "image": _image}
+    environment.filters |= {"sha256": _sha256, "link": _link}
     template = environment.from_string(files(__package__).joinpath("page.html").read_text("utf-8"))
     text = template.render(
         run=run,
@@ -130,7 +128,7 @@ def write_page(
         area=(LEFT, RIGHT, TOP, BOTTOM),
     )
     # A name on disk need not be valid Unicode.
-    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
+    path.write_text(text, encoding="utf-8", errors="replace", newline="")
 
 
 def _totals(
@@ -219,8 +217,3 @@ def _sha256(text: str) -> str:
 
 def _link(relative: str) -> str:
     return quote(os.fsencode(relative))
-
-
-def _image(data: bytes) -> str:
-    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
-    return f"data:image/{kind};base64,{b64encode(data).decode()}"

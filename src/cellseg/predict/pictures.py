@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cellseg.adapt import to_grid
 from cellseg.predict.drafts import SOFTWARE
 
-# Of a PNG, before which nothing else may come: its signature and the chunk IHDR.
+# Bytes of a PNG's signature and of its first chunk, IHDR; other chunks come after them.
 PNG_HEADER = 8 + 25
 # Seen on black, on white, and on the pink and purple of stained tissue.
 OUTLINE = (0, 255, 64)

@@ -152,7 +152,10 @@ def write_outlines(
         return {}
     lines = StringIO()
     table = csv.DictWriter(lines, outlines.RLE_COLUMNS, lineterminator="\n")
-    table.writerows(outlines.rle_rows(about.stem, labels, about.planes))
+    name = Path(about.stem).name
+    # As the competition lays its images out, whose ids have no folders.
+    image_id = name if about.stem == f"{name}/images/{name}" else about.stem
+    table.writerows(outlines.rle_rows(image_id, labels, about.planes))
     return {"rle": [lines.getvalue()]}
 
 

@@ -103,29 +103,29 @@ class Segmenter:
         return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
 
     def find(
-        self, sample: Tensor, invert: bool | str, size: float | str
+        self, sample: Tensor, invert: bool | str, diameter: float | str
     ) -> tuple[View, Segmentation]:
         """How an image is to be seen, decided on one plane (1, 3, H, W), and its nuclei.
 
         Args:
             sample: The plane, normalised.
             invert: See `--data.invert`.
-            size: See `--data.diameter`.
+            diameter: See `--data.diameter`.
         """
         inverted = invert is True
         if inverted:
             sample = 1 - sample
-        diameter = None if isinstance(size, str) else size
-        factor = factor_for(diameter, self.diameter) if diameter else 1.0
+        known = None if isinstance(diameter, str) else diameter
+        factor = factor_for(known, self.diameter) if known else 1.0
         found = self.segment(sample, factor)
         if invert == "auto" and is_bright(sample):
             # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
             negative = self.segment(1 - sample, factor)
             if negative.confidence > found.confidence:
                 inverted, sample, found = True, 1 - sample, negative
-        if size == "auto":
-            factor, diameter, found = self._at_its_size(sample, found)
-        return View(factor, diameter, inverted), found
+        if diameter == "auto":
+            factor, known, found = self._at_its_size(sample, found)
+        return View(factor, known, inverted), found
 
     def _at_its_size(
         self, sample: Tensor, found: Segmentation
@@ -136,9 +136,9 @@ class Segmenter:
             # Of the largest nuclei the model finds not even pieces, unless it sees them smaller.
             for factor in SHRINKING:
                 smaller = self.segment(sample, factor)
-                size = median_diameter([smaller.labels], FEWEST_LARGE)
-                if size and factor_for(size, self.diameter) == factor:
-                    return factor, size, smaller
+                diameter = median_diameter([smaller.labels], FEWEST_LARGE)
+                if diameter and factor_for(diameter, self.diameter) == factor:
+                    return factor, diameter, smaller
             return 1.0, None, found
         wanted = factor_for(diameter, self.diameter)
         worth_it = found.confidence < SURE and found.labels.max() >= FEWEST

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cellseg.errors import OutputError
+from cellseg.atomic import writing
 
 # Files that are held open to read from; a system may allow 1,024 in all.
 OPEN = 100
@@ -36,14 +36,12 @@ class Store:
             OutputError: It cannot be written.
         """
         path = self.dir / name
-        try:
+        with writing(path):
             self.dir.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as end:
                 end.write(content)
                 end.flush()
                 offset = end.tell() - len(content)  # another run may write to it too
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
         return name, offset, len(content)
 
     def append_text(self, name: str, text: str) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.atomic import draft, write_json
+from cellseg.atomic import as_json, draft
 from cellseg.predict.drafts import make_way
 from cellseg.predict.journal import Journal
 from cellseg.predict.store import Place
@@ -102,7 +101,8 @@ def write_tables(
                     path, about, found.rows, found.diameters, SHOWN, sorted(written)
                 ),
             )
-        put("run.json", lambda path: write_json(path, {**run, **totals}))
+        text = as_json({**run, **totals})
+        put("run.json", lambda path: path.write_text(text, encoding="utf-8"))
         journal.remove_tables(journal.tables.keys() - written)
     return totals
 
@@ -160,7 +160,7 @@ def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
         found.diameters = np.pad(found.diameters, (0, len(counts) - len(found.diameters)))
     found.diameters[: len(counts)] += np.array(counts, np.int64)
     shown = len(found.rows) - found.errors < SHOWN
-    picture = base64.b64decode(journal.store.text(entry["thumbnail"])) if shown else b""
+    picture = journal.store.text(entry["thumbnail"]) if shown else ""
     rows = [dict(row) for row in entry["rows"]]
     # The overlay of a stack is of the plane with the most nuclei.
     best = max(rows, key=lambda row: int(row["nuclei"]))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.atomic import draft, write_json, write_text
-from cellseg.metrics import MISTAKES
+from cellseg.metrics import COUNTS, MISTAKES
 from cellseg.predict.pictures import outlined, to_bytes
 from cellseg.scoring.scored import (
     FEWEST_GROUPS,
@@ -114,8 +114,7 @@ def table(
     lines += ["", "| worst image | mean AP | true | predicted | merged | split | missed | extra |"]
     lines += [f"|---|{'--:|' * 7}"]
     for image in worst(images):
-        counts = ("true", "predicted", *MISTAKES)
-        cells = " | ".join(f"{image.sums[name]:.0f}" for name in counts)
+        cells = " | ".join(f"{image.sums[name]:.0f}" for name in COUNTS)
         lines.append(f"| {image.id} | {image.scores['map']:.3f} | {cells} |")
     return "\n".join(lines) + "\n"
 
@@ -137,12 +136,11 @@ def difference_table(
 def rows(images: Sequence[Scored]) -> str:
     """A CSV with a row an image."""
     lines = io.StringIO(newline="")
-    counts = ("true", "predicted", *MISTAKES)
-    columns = ["image", "group", "modality", *counts, *images[0].scores]
+    columns = ["image", "group", "modality", *COUNTS, *images[0].scores]
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(columns)
     for image in images:
-        numbers = [f"{image.sums[name]:g}" for name in counts]
+        numbers = [f"{image.sums[name]:g}" for name in COUNTS]
         values = [f"{value:.6g}" for value in image.scores.values()]
         writer.writerow([image.id, image.group, image.modality, *numbers, *values])
     return lines.getvalue()

@@ -8,51 +8,11 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from cellseg.checkpoint import FIXED, Stored, read
+from cellseg.checkpoint import Stored
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError
 from cellseg.scoring.report import Report
 from cellseg.task import SegmentationTask
-
-
-def best_of_runs(folder: Path) -> dict[Path, Stored]:
-    """The best checkpoints below a folder, such as those of the folds of a small set.
-
-    Of their splits, the test sides lack what all of them have there: a training that starts from
-    weights keeps the sides of what those were trained on.
-
-    Raises:
-        InputError: There are none, or they do not belong together.
-    """
-    runs = {path: read(path) for path in sorted(folder.rglob("best*.ckpt"))}
-    if not runs:
-        raise InputError(f"--ckpt_path {folder}: no best checkpoint below it")
-    first, *others = runs
-    for path in others:
-        differing = [k for k in FIXED if runs[path].settings[k] != runs[first].settings[k]]
-        if differing:
-            raise InputError(
-                f"--ckpt_path {folder}: {first} and {path} were trained with another "
-                f"{differing[0]}; move one of them away"
-            )
-    sides = {path: stored.split or {} for path, stored in runs.items()}
-    tests = {path: {**split.get("test", {})} for path, split in sides.items()}
-    inherited = set.intersection(*map(set, tests.values())) if others else set()
-    tested: dict[str, Path] = {}
-    for path, test in tests.items():
-        own = test.keys() - inherited
-        same = next((tested[digest] for digest in own if digest in tested), None)
-        if others and not own:
-            same = next(other for other in runs if other != path)
-        if same:
-            raise InputError(
-                f"--ckpt_path {folder}: {same} and {path} have test images in common; move one of "
-                "them away"
-            )
-        tested.update(dict.fromkeys(own, path))
-        split = {**sides[path], "test": {digest: test[digest] for digest in own}}
-        runs[path] = replace(runs[path], split=split)
-    return runs
 
 
 def score_folds(
@@ -66,7 +26,7 @@ def score_folds(
     """Each checkpoint with its decoding on its own test side.
 
     Args:
-        folds: See `best_of_runs`.
+        folds: See `choice.best_of_runs`.
         trainer: Calls the report.
         task: Takes the weights of each.
         datamodule: Loads the images.

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.metrics import MISTAKES, scores
+from cellseg.metrics import COUNTS, count_error, scores
 
 RESAMPLES = 2000
 FEWEST_GROUPS = 6
@@ -37,8 +37,7 @@ class Scored:
     @cached_property
     def scores(self) -> dict[str, float]:
         """Its scores, with the error of its count."""
-        error = abs(self.sums["predicted"] - self.sums["true"])
-        return {**scores(dict(self.sums)), "count_error": error}
+        return {**scores(self.sums), "count_error": count_error(self.sums)}
 
 
 def summary(images: Sequence[Scored]) -> dict[str, float]:
@@ -48,7 +47,7 @@ def summary(images: Sequence[Scored]) -> dict[str, float]:
     return {
         **{name: float(np.mean([s[name] for s in each])) for name in each[0]},
         **{f"{name}_pooled": value for name, value in scores(total).items()},
-        **{name: total[name] for name in ("true", "predicted", *MISTAKES)},
+        **{name: total[name] for name in COUNTS},
     }
 
 

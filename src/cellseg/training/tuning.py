@@ -35,7 +35,7 @@ CANDIDATES: dict[str, tuple[Any, ...]] = {
     "min_confidence": (0.0, 0.6, 0.65, 0.7, 0.75),
 }
 ROUNDS = 2
-# Of what was learnt, besides all of it, in a mixture with the weights that training started from.
+# Shares of the learnt weights, besides 1, in mixtures with those that training started from.
 SHARES = (0.75, 0.5, 0.25, 0.0)
 # Name to tensor, of a whole task.
 Weights = dict[str, Tensor]
