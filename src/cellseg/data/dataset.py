@@ -59,6 +59,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         self._limits: dict[int, Limits] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        from skimage.measure import label
+
         rng = np.random.default_rng((self.seed, number))
         index = min(int(np.searchsorted(self._until, rng.random())), len(self.samples) - 1)
         sample = self.samples[index]
@@ -70,6 +72,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         crop, labels = self.augmentation(
             crop, local_labels(sample.labels()[window]), int(rng.integers(2**31))
         )
+        # A nucleus and its mirror image, beyond the border of a small image, are two.
+        labels = label(labels, connectivity=2)
         return {
             "image": to_tensor(crop),
             "labels": torch.from_numpy(labels.astype(np.int32)),
