@@ -535,10 +535,36 @@ def test_ome_files_that_belong_together_are_read_each_for_itself(tmp_path: Path)
     for number, page in enumerate(pages):
         description = form.format(number)
         tifffile.imwrite(tmp_path / f"{number}.tif", page, description=description, metadata=None)
-    for number, page in enumerate(pages):
+    for number, (page, channel) in enumerate(zip(pages, ("GFP", "DAPI"), strict=True)):
         recording = read_recording(tmp_path / f"{number}.tif")
         np.testing.assert_array_equal(recording.pixels, page[None, ..., None])
-        assert (recording.channels, recording.pixel_size) == (("0",), 0.25)
+        assert (recording.channels, recording.pixel_size) == ((channel,), 0.25)
+
+
+@pytest.mark.parametrize("name", ["1.ome.tif", "renamed.tif"])
+def test_an_ome_file_of_one_time_has_the_channels_of_that_time(name: str, tmp_path: Path) -> None:
+    planes = "".join(
+        f'<TiffData FirstT="{time}" FirstC="{channel}" FirstZ="{z}" IFD="{2 * channel + z}">'
+        f'<UUID FileName="{time}.ome.tif">urn:uuid:{time}</UUID></TiffData>'
+        for time in range(3)
+        for channel in range(2)
+        for z in range(2)
+    )
+    description = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" '
+        'SizeX="56" SizeY="40" SizeZ="2" SizeC="2" SizeT="3">'
+        '<Channel ID="Channel:0:0" Name="GFP"/><Channel ID="Channel:0:1" Name="DAPI"/>'
+        f"{planes}</Pixels></Image></OME>"
+    )
+    pages = np.stack([GREY, GREY // 2, 255 - GREY, GREY // 3])
+    tifffile.imwrite(
+        tmp_path / name, pages, photometric="minisblack", description=description, metadata=None
+    )
+    recording = read_recording(tmp_path / name)
+    assert (recording.channels, recording.plane_axes) == (("GFP", "DAPI"), "Z")
+    expected = pages.reshape(2, 2, *GREY.shape).transpose(1, 2, 3, 0)
+    np.testing.assert_array_equal(recording.pixels, expected)
 
 
 def test_an_animation_is_refused() -> None:

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from cellseg.data.ome_tiff import own_part
 from cellseg.data.recording import (
     COLOURS,
     Array,
@@ -93,6 +94,9 @@ def _opened(file: File) -> Any:
     if tiff.is_shaped and len(tiff.series) > 1 and len(alike) == 1 and len(tiff.series[0]) == 1:
         # By what tifffile has noted in them, each would be an image of its own.
         options = {"is_shaped": False}
+    elif tiff.is_ome and tiff.series[0].kind != "ome":
+        with suppress(ElementTree.ParseError):
+            options = {"omexml": own_part(tiff.ome_metadata or "")}
     elif any(series.is_multifile for series in tiff.series):
         # By its name, tifffile has found the other positions of Micro-Manager.
         options = {"name": "alone.tif"}
