@@ -1234,22 +1234,37 @@ def test_the_colours_in_which_imagej_shows_a_grey_image_are_not_its_pixels() -> 
 
 
 def micro_manager(pixels: np.ndarray, position: int) -> bytes:
-    # A file of one plane, with its place among three positions.
+    # A file of one plane, with its place among three positions, and what OME-XML says of them.
+    height, width = pixels.shape
+    images = "".join(
+        f'<Image ID="Image:{p}"><Pixels ID="Pixels:{p}" DimensionOrder="XYCZT" Type="uint16" '
+        f'SizeX="{width}" SizeY="{height}" SizeC="1" SizeZ="1" SizeT="1">'
+        f'<Channel ID="Channel:{p}:0" Name="DAPI"/><TiffData IFD="0" PlaneCount="1">'
+        f'<UUID FileName="Exp_MMStack_Pos{p}.ome.tif">urn:uuid:{p}</UUID></TiffData>'
+        "</Pixels></Image>"
+        for p in range(3)
+    )
+    space = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    text = f'<OME xmlns="{space}" UUID="urn:uuid:{position}">{images}</OME>'.encode() + b"\0"
     summary = {"MicroManagerVersion": "2.0", "Frames": 1, "Positions": 3, "Prefix": "Exp"}
     said = json.dumps(summary).encode()
     said += b" " * (len(said) % 2)
     index, page = 40 + len(said), 68 + len(said)
-    height, width = pixels.shape
+    end = page + 162 + pixels.nbytes
     tags = {
-        254: 0, 256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: page + 162, 277: 1,
-        278: height, 279: pixels.nbytes, 284: 1, 296: 1,
+        256: width, 257: height, 258: 16, 259: 1, 262: 1, 270: end + 8, 273: page + 162, 277: 1,
+        278: height, 279: pixels.nbytes, 284: 1, 296: 1, 51123: end,
     }  # fmt: skip
-    content = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    content += struct.pack("<HHII", 51123, 2, 8, page + 162 + pixels.nbytes) + bytes(4)
+    texts = {270: len(text), 51123: 8}  # of so many characters, elsewhere in the file
+    content = b"".join(
+        struct.pack("<HHII", tag, 2 if tag in texts else 4, texts.get(tag, 1), value)
+        for tag, value in tags.items()
+    )
     head = struct.pack("<7I", page, 54773648, index, 483765892, 0, 99384722, 0)
     head += struct.pack("<2I", 2355492, len(said)) + said
     head += struct.pack("<7I", 3453623, 1, 0, 0, 0, position, page)
-    return b"II*\0" + head + struct.pack("<H", 13) + content + pixels.tobytes() + b'{"a":1}\0'
+    page_itself = struct.pack("<H", 13) + content + bytes(4) + pixels.tobytes()
+    return b"II*\0" + head + page_itself + b'{"a":1}\0' + text
 
 
 @pytest.mark.parametrize("by_windows", [False, True])

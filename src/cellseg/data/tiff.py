@@ -88,22 +88,21 @@ def _opened(file: File) -> Any:
     """A TIFF by itself, although OME-TIFF may name others; pages added one by one are a stack."""
     import tifffile
 
-    tiff = tifffile.TiffFile(file, _multifile=False)
+    # By the file's own name tifffile would find those of Micro-Manager's other positions.
+    open_alone = partial(tifffile.TiffFile, file, name="alone.tif", _multifile=False)
+    tiff = open_alone()
     alike = {(len(s), s.shape, s.dtype, s.axes) for s in tiff.series}
     options: dict[str, Any] = {}
     if tiff.is_shaped and len(tiff.series) > 1 and len(alike) == 1 and len(tiff.series[0]) == 1:
         # By what tifffile has noted in them, each would be an image of its own.
         options = {"is_shaped": False}
-    elif tiff.is_ome and tiff.series[0].kind != "ome":
+    elif tiff.is_ome and any(series.kind != "ome" for series in tiff.series):
         with suppress(ElementTree.ParseError):
             options = {"omexml": own_part(tiff.ome_metadata or "")}
-    elif any(series.is_multifile for series in tiff.series):
-        # By its name, tifffile has found the other positions of Micro-Manager.
-        options = {"name": "alone.tif"}
     if options:
         tiff.close()
         file.seek(0)
-        tiff = tifffile.TiffFile(file, _multifile=False, **options)
+        tiff = open_alone(**options)
     return tiff
 
 
