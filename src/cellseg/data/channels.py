@@ -106,7 +106,8 @@ def colours_of(seen: Array) -> tuple[slice, str]:
         return slice(None), ""
     values = values[:: max(1, len(values) // LOOKED_AT)].astype(np.float32)
     values = np.nan_to_num(values, posinf=0, neginf=0)
-    high = np.percentile(values, HIGH, axis=0)
+    white = (values == values.max()).all(axis=1)  # as of a scale bar
+    high = np.percentile(values[~white], HIGH, axis=0)
     brightest = values.max(axis=1)
     tint = np.percentile(brightest - values.min(axis=1), HIGH)
     if np.median(brightest) >= DARK * high.max() or tint < TINTED * high.max():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.data.recording import Array
-from cellseg.data.scale_bar import bar_value, of_bar
+from cellseg.data.scale_bar import ScaleBar, find_bar, without_bar
 from cellseg.nn.unet import LARGE
 
 # If less of an image than this part would be left, its uniform borders are no padding.
@@ -33,12 +33,12 @@ class Limits(NamedTuple):
     Attributes:
         low: What becomes 0.
         high: What becomes 1.
-        bar: The value of a scale bar, which becomes 0 as well; infinite without one.
+        bar: Its scale bar, which becomes background; None without one.
     """
 
     low: float
     high: float
-    bar: float = math.inf
+    bar: ScaleBar | None = None
 
 
 def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Limits:
@@ -58,21 +58,23 @@ def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Limits:
         The limits; low and high are both 0 where no pixel is finite.
     """
     step = sampling_step(image.shape[:-1])
-    return limits_of(image[..., ::step, ::step, :], percentiles, noise_of(image))
+    return limits_of(image[..., ::step, ::step, :], percentiles, noise_of(image), step)
 
 
-def limits_of(values: Array, percentiles: tuple[float, float], noise: float) -> Limits:
-    """As `intensity_limits`, of all values (..., H, W, C) of an image with that noise."""
+def limits_of(
+    values: Array, percentiles: tuple[float, float], noise: float, step: int = 1
+) -> Limits:
+    """As `intensity_limits`, of every n-th value (..., H, W, C) of an image with such a noise."""
     values = without_padding(values)
-    bar = math.inf
+    bar = None
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         values = values[np.isfinite(values)]
         if values.size == 0:
             return Limits(0, 0)
     else:
-        bar = bar_value(values)
-        if bar < math.inf:
-            values = values[~of_bar(values, bar)]
+        bar = find_bar(values, step)
+        if bar:
+            values = without_bar(values, bar._replace(width=bar.width // step))
     low, high = np.percentile(values, percentiles).tolist()
     return Limits(low, max(high, low + NOISE_RANGE * noise), bar)
 
@@ -80,19 +82,24 @@ def limits_of(values: Array, percentiles: tuple[float, float], noise: float) -> 
 def noise_of(image: Array) -> float:
     """Standard deviation of the noise of (..., H, W, C), in its grey levels.
 
-    From the differences of neighbours in a row, of as many rows as it takes. Where there are more
-    edges than plain parts, it is too large.
+    From the differences of neighbours in as many rows as it takes, and in columns, whichever are
+    the larger ones. Where there are more edges than plain parts, it is too large.
     """
+    step = max(1, math.prod(image.shape) // NOISE_VALUES)
+    across, down = (min(step, side) for side in image.shape[-3:-1])
+    rows = image[..., across // 2 :: across, :, :]
+    columns = image[..., down // 2 :: down, :].swapaxes(-2, -3)
+    return max(_noise_along(rows), _noise_along(columns))
+
+
+def _noise_along(rows: Array) -> float:
     from scipy.stats import trim_mean
 
-    step = min(max(1, math.prod(image.shape) // NOISE_VALUES), image.shape[-3])
-    rows = without_padding(image[..., step // 2 :: step, :, :]).astype(np.float64)
+    rows = without_padding(rows).astype(np.float64)
     with np.errstate(invalid="ignore"):  # infinite less infinite
         differences = np.abs(np.diff(rows, axis=-2)).ravel()
     differences = differences[np.isfinite(differences)]
-    if differences.size == 0:
-        return 0.0
-    return float(trim_mean(differences, NOISE_TRIM)) / NOISE_MEAN
+    return float(trim_mean(differences, NOISE_TRIM)) / NOISE_MEAN if differences.size else 0.0
 
 
 def without_padding(values: Array) -> Array:
@@ -124,7 +131,7 @@ def sampling_step(shape: Sequence[int]) -> int:
 
 
 def normalise(image: Array, limits: Limits) -> NDArray[np.float32]:
-    """Intensities between the limits as [0, 1]; what lies outside is clipped, a scale bar 0.
+    """Intensities between the limits as [0, 1]; what lies outside is clipped.
 
     The range has a floor of one part in a thousand of the high limit (and of one grey level
     for integers): a black image with one hot pixel, or a constant one, stays black instead
@@ -138,13 +145,13 @@ def normalise(image: Array, limits: Limits) -> NDArray[np.float32]:
         (..., H, W, C) float32 in [0, 1]; NaN becomes 0.
     """
     low, span = limits.low, max(limits.high - limits.low, _least_span(limits, image.dtype))
+    if limits.bar:
+        image = without_bar(image, limits.bar)
     # Floating images in double precision, where the widest range of float32 does not overflow.
     wide = image.astype(np.float64 if image.dtype.kind == "f" else np.float32)
     scaled: Array = (np.clip(wide, low, low + span) - low) / span
     if image.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0)
-    if limits.bar < math.inf:
-        scaled[of_bar(image, limits.bar)] = 0
     return np.asarray(scaled, np.float32)
 
 

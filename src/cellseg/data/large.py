@@ -70,7 +70,8 @@ class LargeImage:
             noise = noise_of(three(self.recorded(*self.sample)[..., self._channels]))
         finally:
             self.close()
-        self._limits = limits_of(three(seen), percentiles, noise)
+        step = sampling_step(self.shape)
+        self._limits = limits_of(three(seen), percentiles, noise, step)
         notes = [note, note_on_holes(self._holes), note_on_contrast(self._limits, seen.dtype)]
         self.note = "; ".join(filter(None, notes))
 

@@ -74,9 +74,13 @@ def files_to_predict(
     Raises:
         InputError: There is no such path, or nothing to predict in it.
     """
+    try:
+        source.stat()
+    except FileNotFoundError as error:
+        raise InputError(f"--data.predict_dir {source}: no such file or folder") from error
+    except OSError as error:
+        raise InputError(f"--data.predict_dir {source}: {error.strerror}") from error
     if is_zarr(source.name) or (source.is_file() and source.suffix.lower() in SUFFIXES):
-        if not source.exists():
-            raise InputError(f"--data.predict_dir {source}: no such file or folder")
         base, names = source.parent, [source.name]
     elif source.is_dir():
         base = source
@@ -91,8 +95,8 @@ def files_to_predict(
         names = _without_results(source, names)
     elif source.is_file():
         base, names = _listed(source)
-    else:
-        raise InputError(f"--data.predict_dir {source}: no such file or folder")
+    else:  # a pipe would be waited for
+        raise InputError(f"--data.predict_dir {source}: neither a file nor a folder")
     stems = dict(zip(names, output_stems(names), strict=True))
     names = sorted(
         name

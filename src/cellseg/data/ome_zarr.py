@@ -83,13 +83,14 @@ def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | No
     named = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
     axes = "".join(axis["name"].upper() for axis in named)
     channels = (attributes.get("omero") or {}).get("channels") or ()
-    names = [None if (label := c.get("label")) is None else str(label) for c in channels]
+    labels = [(channel or {}).get("label") for channel in channels]
+    names = [None if label is None else str(label) for label in labels]
     # What is said of all levels comes on top of what is said of one.
     steps_of = [*(full.get("coordinateTransformations") or ())]
     steps_of += scales.get("coordinateTransformations") or ()
     scales_of = [step["scale"] for step in steps_of if "scale" in step]
     sizes = {
-        axis: in_micrometres(float(math.prod(steps)), about.get("unit") or "")
+        axis: in_micrometres(float(math.prod(steps)), str(about.get("unit") or ""))
         for axis, about, *steps in zip(axes, named, *scales_of, strict=True)
         if steps
     }

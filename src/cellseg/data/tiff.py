@@ -36,6 +36,8 @@ from cellseg.nn.unet import LARGE
 PLAIN = (0, 1, 2, 3)
 # Bytes of the largest tile or strip, which is decoded as one for whatever part of it is read.
 LARGEST_CHUNK = 64 * 2**20
+# By how much 16-bit colours of a ramp may fall from one to the next: Fire does, by less than this.
+RAMP_STEP = 257
 
 
 def read_tiff(file: File, name: str, path: Path | None) -> Recording | None:
@@ -60,7 +62,7 @@ def read_tiff(file: File, name: str, path: Path | None) -> Recording | None:
             raise InputError(f"{name}: the file is cut off; copy it again")
         if missing := sum(page is None for page in series.pages):
             raise InputError(
-                f"{name}: {missing} of its {len(series.pages)} planes were never recorded; save "
+                f"{name}: planes that were never recorded: {missing} of {len(series.pages)}; save "
                 "those that are there as a TIFF of their own"
             )
         jpeg = page.compression == tifffile.COMPRESSION.JPEG
@@ -161,15 +163,21 @@ def _converted(pixels: Array, axes: str, page: Any) -> tuple[Array, str, bool]:
     colour = samples - alpha == 3 or (samples == 4 and page.photometric == tifffile.PHOTOMETRIC.RGB)
     if alpha and not colour and "S" in axes:
         pixels = pixels.take(range(samples - 1), axis=axes.index("S"))
-    # The palettes of ImageJ and of channels only say in which colours they are shown.
-    shown = "C" in axes or page.is_imagej
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE and not shown:
+    # The palettes of channels, and ramps of ImageJ, only say in which colours they are shown.
+    is_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and "C" not in axes
+    if is_palette and not (page.is_imagej and _is_ramp(page.colormap)):
         # 16-bit entries, in which an 8-bit colour v is stored as v * 257.
         palette = (np.asarray(page.colormap) >> 8).T.astype(np.uint8)
         colour = bool((palette != palette[:, :1]).any())
         pixels = palette[pixels] if colour else palette[pixels, 0]
         axes += "S" * colour
     return pixels, axes, colour
+
+
+def _is_ramp(palette: Array) -> bool:
+    """Whether the colours (3, N) of 16 bits become brighter and brighter, as those of Fire do."""
+    brightness = np.array([0.299, 0.587, 0.114]) @ palette
+    return bool(np.diff(brightness).min() > -RAMP_STEP)
 
 
 def _white_is_0(page: Any) -> bool:
