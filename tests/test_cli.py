@@ -29,6 +29,7 @@ from cellseg.cli import carry_out, main
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.task import SegmentationTask
+from cellseg.training.checkpoints import WholeCheckpoints
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -695,6 +696,31 @@ def test_a_folder_named_like_a_model_is_not_taken_for_folds(
     monkeypatch.chdir(tmp_path)
     choice = choose("test", {}, "runs")
     assert choice is not None and choice.path.name == "nuclei-1.safetensors"
+
+
+@pytest.mark.parametrize("config", [["--config", "nuclei.yaml"], ["--config=nuclei.yaml"]])
+def test_a_flag_wins_over_a_config_that_stands_behind_it(
+    config: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--data.batch_size", 2, "--model.lr", 0.5)
+    with pytest.raises(SystemExit):
+        cellseg("fit", *flags, *config, "--config", "ddp.yaml", "--print_config")
+    shown = yaml.safe_load(capfd.readouterr().out)
+    assert (shown["data"]["batch_size"], shown["model"]["lr"]) == (2, 0.5)
+    assert (shown["data"]["augment_share"], shown["trainer"]["strategy"]) == (0.25, "ddp")
+
+
+def test_checkpoints_that_lightning_saves_are_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"last\.ckpt: cannot be written"):
+            WholeCheckpoints().save_checkpoint({"weights": torch.zeros(10_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"before" and [*tmp_path.iterdir()] == [path]
 
 
 def test_weights_hold_no_training_to_go_on_with(fails: Fails) -> None:

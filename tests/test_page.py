@@ -234,9 +234,11 @@ class TestInjection:
         assert not {"link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
 
 
-def test_thumbnails_are_in_the_page_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlay", ["", "a_overlay.png"])
+def test_thumbnails_are_in_the_page_as_they_are(overlay: str, tmp_path: Path) -> None:
     _, thumbnail_of_it = thumbnail(0)
-    page = written(tmp_path, [row(thumbnail=thumbnail_of_it)])
+    page = written(tmp_path, [row(thumbnail=thumbnail_of_it, overlay=overlay)])
+    assert len(page.links) == bool(overlay)
     (picture,) = page.attributes("img")
     head, data = picture["src"].split(",")
     assert head == "data:image/jpeg;base64"

@@ -215,6 +215,12 @@ def test_flags_that_a_scoring_does_not_use_are_refused(
     assert "leave out --ckpt_path" in fails("test", *masks, "--ckpt_path", "nuclei-1")
 
 
+def test_labels_are_scored_whatever_weights_a_config_names(root: Path, tmp_path: Path) -> None:
+    masks = ("--data.preds_dir", root / "masks", "--data.root", root)
+    where = ("--trainer.default_root_dir", tmp_path)
+    assert cellseg("test", "--config", "finetune.yaml", *masks, *where) == 0
+
+
 def test_some_images_of_the_known_set_are_trained_on_and_scored(tmp_path: Path) -> None:
     root = write_nuclei(tmp_path / "data", 4)
     train = [name for name, row in dsb2018().items() if row["split"] == "train"]

@@ -17,6 +17,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, runtime
@@ -45,7 +46,7 @@ from cellseg.scoring.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 from cellseg.training.allocator import keep_freed_memory
-from cellseg.training.checkpoints import BestAndLast, Patience
+from cellseg.training.checkpoints import BestAndLast, Patience, WholeCheckpoints
 from cellseg.training.dashboard import Dashboard
 from cellseg.training.tuning import Tuning
 
@@ -177,6 +178,8 @@ class Application(LightningCLI):
             for group in TRAINING:
                 self.config[self.config.subcommand].pop(group)
         check(self.config.subcommand, self.config[self.config.subcommand])
+        if self.choice is None and self.config.subcommand != "fit":  # labels are scored
+            self.config[self.config.subcommand].model.pop("weights", None)
         if self.choice is not None:
             # Lightning loads a whole checkpoint, and the task mere weights.
             config, choice = self.config[self.config.subcommand], self.choice
@@ -237,8 +240,12 @@ class Application(LightningCLI):
             kwargs["logger"] = self._logger(settings.default_root_dir)
         own = self._get(self.config_init, "trainer").callbacks or []  # one, or a list of them
         own = [own] if isinstance(own, Callback) else own
+        plugins = self._get(self.config_init, "trainer").plugins or []
+        plugins = [*plugins] if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(WholeCheckpoints())
         try:
-            return super().instantiate_trainer(**kwargs, callbacks=[*own, *more])
+            return super().instantiate_trainer(**kwargs, callbacks=[*own, *more], plugins=plugins)
         except TypeError as error:  # as by --trainer.devices foo
             raise InputError(str(error)) from error
 

@@ -9,6 +9,7 @@ import shlex
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -96,18 +97,23 @@ def parser_options() -> dict[str, Any]:
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """Replace each config that is no file here by the packaged one of that name.
+    """Put the configs first, so that flags win over them wherever they stand.
+
+    Each that is no file here becomes the packaged one of that name.
 
     Raises:
         InputError: A config holds no settings, or is no YAML.
     """
-    found = []
-    for before, arg in zip(["", *args], args, strict=False):
-        flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
-        if before in ("--config", "-c") or equals:
-            value = _config(value)
-        found.append(flag + equals + value)
-    return found
+    configs, others = [], []
+    rest = iter(args)
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            configs += [arg, *(_config(value) for value in islice(rest, 1))]
+        elif arg.startswith("--config="):
+            configs.append(f"--config={_config(arg.removeprefix('--config='))}")
+        else:
+            others.append(arg)
+    return [*others[:1], *configs, *others[1:]]
 
 
 def _config(path: str) -> str:

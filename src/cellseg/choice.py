@@ -75,6 +75,8 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
     if name in ("best", "last"):
         name = str(path)
         log.info("Model: %s", name)
+    elif command != "fit" and not flags.get("ckpt_path") and flags.get("model.weights"):
+        log.info("Model: %s, by --model.weights; --ckpt_path names another", name)
     for key in FIXED:
         asked, kept = flags.get(key), stored.settings[key]
         if asked is not None and asked != (tuple(kept) if isinstance(asked, tuple) else kept):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.atomic import as_json, draft
+from cellseg.errors import InputError
 from cellseg.predict.drafts import make_way
 from cellseg.predict.journal import Journal
 from cellseg.predict.store import Place
@@ -65,7 +66,7 @@ def write_tables(
             result = write(unfinished)
             journal.add_table(name, unfinished)
             journal.reload()
-            with suppress(PermissionError):  # it is open in another program
+            with suppress(PermissionError, InputError):  # it is open in another program
                 make_way(path, journal.tables[name])
         written.add(name)
         return result

@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from cellseg.checkpoint import write
 from cellseg.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,18 @@ class BestAndLast(ModelCheckpoint):
     def _save_last(self, trainer: pl.Trainer) -> None:
         if self.dirpath and not getattr(trainer, "fast_dev_run", False):
             trainer.save_checkpoint(self._last)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Saves a checkpoint under its name when all of it is there.
+
+    Lightning's own writes elsewhere and, where that is another disk, copies over what was there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        write(Path(path), checkpoint)
 
 
 def _rewind(trainer: pl.Trainer) -> bool:
