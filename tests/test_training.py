@@ -617,6 +617,24 @@ def test_the_best_is_tuned_whatever_else_the_user_keeps(
     assert "tuned" in best and "tuned" not in mine
 
 
+def test_a_run_that_was_moved_knows_its_best(
+    nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = ("--data.root", nuclei, *SMALL, "--tuning.images", 0)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    best = find_checkpoint(tmp_path, "best")
+    content = torch.load(best, weights_only=True)
+    (ours,) = (state for name, state in content["callbacks"].items() if "BestAndLast" in name)
+    ours["best_model_score"] = torch.tensor(1.0)
+    torch.save(content, best.with_name("last.ckpt"))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = ("--trainer.default_root_dir", "moved", "--ckpt_path", "last")
+    assert cellseg("fit", *args, *moved, "--trainer.max_epochs", 2) == 0
+    assert len([*tmp_path.rglob("best*.ckpt")]) == 1
+    assert step_of(find_checkpoint(tmp_path / "moved", "best")) == 4  # nothing is better than 1
+
+
 @pytest.mark.parametrize("logger", ["true", "CSVLogger"])
 def test_a_run_that_goes_on_knows_its_best_whatever_the_logger(
     logger: str, nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -45,11 +45,24 @@ class BestAndLast(ModelCheckpoint):
         self.resumed: Path | None = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.resumed == Path(state_dict["dirpath"]).absolute():
+        best = state_dict["best_model_path"]
+        if self.resumed is not None and (not best or (self.resumed / Path(best).name).is_file()):
             # Elsewhere, as another logger would have it, or where the same folder is named in
-            # another way, it would forget which was the best.
-            self.dirpath = state_dict["dirpath"]
+            # another way or was moved, it would forget which was the best.
+            self.dirpath = str(self.resumed)
+            state_dict = self._moved(state_dict, self.resumed)
         super().load_state_dict(state_dict)
+
+    @staticmethod
+    def _moved(state_dict: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """What it keeps, with its files in another folder."""
+
+        def here(path: str) -> str:
+            return path and str(folder / Path(path).name)
+
+        paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        return {**state_dict, **paths, "dirpath": str(folder), "best_k_models": scores}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
