@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -710,16 +711,22 @@ def test_a_flag_wins_over_a_config_that_stands_behind_it(
     assert (shown["data"]["augment_share"], shown["trainer"]["strategy"]) == (0.25, "ddp")
 
 
-def test_checkpoints_that_lightning_saves_are_whole_or_not_there(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    path.write_bytes(b"before")
+@contextmanager
+def files_of_1000_bytes() -> Iterator[None]:
+    """As on a disk that is nearly full."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OutputError, match=r"last\.ckpt: cannot be written"):
-            WholeCheckpoints().save_checkpoint({"weights": torch.zeros(10_000)}, path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_checkpoints_that_lightning_saves_are_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"before")
+    with files_of_1000_bytes(), pytest.raises(OutputError, match=r"last\.ckpt: cannot be written"):
+        WholeCheckpoints().save_checkpoint({"weights": torch.zeros(10_000)}, path)
     assert path.read_bytes() == b"before" and [*tmp_path.iterdir()] == [path]
 
 
@@ -738,12 +745,7 @@ def test_the_innermost_file_that_cannot_be_written_is_the_one_that_is_named(tmp_
 def test_a_checkpoint_that_cannot_be_written_stays_and_is_named(tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     path.write_bytes(b"before")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"best\.ckpt: cannot be written"):
-            write_checkpoint(path, {"weights": torch.zeros(10_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_1000_bytes(), pytest.raises(OutputError, match=r"best\.ckpt: cannot be written"):
+        write_checkpoint(path, {"weights": torch.zeros(10_000)})
     assert path.read_bytes() == b"before"
     assert [*tmp_path.iterdir()] == [path]

@@ -617,6 +617,14 @@ def test_the_best_is_tuned_whatever_else_the_user_keeps(
     assert "tuned" in best and "tuned" not in mine
 
 
+def go_on_from_a_score_of_1(best: Path) -> None:
+    """Makes a last checkpoint of the best one: nothing that follows is better."""
+    content = torch.load(best, weights_only=True)
+    (ours,) = (state for name, state in content["callbacks"].items() if "BestAndLast" in name)
+    ours["best_model_score"] = torch.tensor(1.0)
+    torch.save(content, best.with_name("last.ckpt"))
+
+
 def test_a_run_that_was_moved_knows_its_best(
     nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -624,10 +632,7 @@ def test_a_run_that_was_moved_knows_its_best(
     args = ("--data.root", nuclei, *SMALL, "--tuning.images", 0)
     assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
     best = find_checkpoint(tmp_path, "best")
-    content = torch.load(best, weights_only=True)
-    (ours,) = (state for name, state in content["callbacks"].items() if "BestAndLast" in name)
-    ours["best_model_score"] = torch.tensor(1.0)
-    torch.save(content, best.with_name("last.ckpt"))
+    go_on_from_a_score_of_1(best)
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = ("--trainer.default_root_dir", "moved", "--ckpt_path", "last")
     assert cellseg("fit", *args, *moved, "--trainer.max_epochs", 2) == 0
@@ -644,10 +649,7 @@ def test_a_run_that_goes_on_knows_its_best_whatever_the_logger(
     args = ("--data.root", nuclei, *SMALL, "--trainer.logger", logger, *own)
     assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
     best = find_checkpoint(tmp_path, "best")
-    content = torch.load(best, weights_only=True)
-    (ours,) = (state for name, state in content["callbacks"].items() if "BestAndLast" in name)
-    ours["best_model_score"] = torch.tensor(1.0)
-    torch.save(content, best.with_name("last.ckpt"))
+    go_on_from_a_score_of_1(best)
     before = best.read_bytes()
     more = ("--trainer.max_epochs", 2, "--ckpt_path", "last", "--tuning.images", 0)
     assert cellseg("fit", *args, *more) == 0
