@@ -302,6 +302,17 @@ def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict")]
+)
+def test_a_command_that_is_left_no_image_is_refused(
+    command: str, limit: str, nuclei: Path, fails: Fails
+) -> None:
+    images = "--data.predict_dir" if command == "predict" else "--data.root"
+    line = fails(command, images, nuclei, f"--trainer.limit_{limit}_batches", 0)
+    assert f"--trainer.limit_{limit}_batches 0: leaves no image to {command}" in line
+
+
+@pytest.mark.parametrize(
     ("config", "words"),
     [
         ("data: 5", "data: 5 is no group of settings"),

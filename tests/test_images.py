@@ -1093,6 +1093,15 @@ def test_a_crop_with_the_limits_of_its_image_equals_the_crop_of_the_whole() -> N
 
 MASK = np.where(BINARY, 255, 0).astype(np.uint8)
 NUMBERED = RNG.integers(0, 400, (40, 56)).astype(np.uint16)
+# As Glasbey's colours in Fiji, and those of QuPath: each number has one, that of 0 is black or white.
+BRIGHT = np.vstack([np.zeros((1, 3)), RNG.permuted(np.arange(255 * 3)).reshape(255, 3) % 256])
+BRIGHT = BRIGHT.astype(np.uint8)
+
+
+def indexed(numbers: np.ndarray, colours: np.ndarray) -> bytes:
+    picture = Image.fromarray(numbers).convert("P")
+    picture.putpalette(colours.tobytes())
+    return pillow(picture, "PNG")
 
 
 @pytest.mark.parametrize(
@@ -1108,6 +1117,12 @@ NUMBERED = RNG.integers(0, 400, (40, 56)).astype(np.uint16)
         pytest.param(tiff(NUMBERED.astype(np.uint32) * 500), NUMBERED * 500.0, id="32-bit"),
         pytest.param(tiff(NUMBERED.astype(np.float32)), NUMBERED, id="float"),
         pytest.param(tiff(NUMBERED.astype(np.int16)), NUMBERED, id="signed"),
+        pytest.param(
+            tiff(MASK, photometric="palette", colormap=BRIGHT.T.astype(np.uint16) * 257),
+            MASK,
+            id="Glasbey",
+        ),
+        pytest.param(indexed(MASK, BRIGHT), MASK, id="indexed PNG"),
     ],
 )
 def test_labels_are_read_as_stored(data: bytes, expected: np.ndarray) -> None:
@@ -1127,6 +1142,7 @@ def spoilt(value: float, dtype: type) -> bytes:
     [
         pytest.param(pillow(RGB, "PNG"), "colour", id="RGB"),
         pytest.param(pillow(SIXTEEN_COLOURS, "PNG"), "colour", id="palette"),
+        pytest.param(indexed(MASK, BRIGHT[::-1]), "colour", id="palette of another background"),
         pytest.param(spoilt(0.5, np.float32), "fractions", id="fraction"),
         pytest.param(spoilt(np.nan, np.float32), "fractions", id="NaN"),
         pytest.param(spoilt(np.inf, np.float32), "fractions", id="infinite"),

@@ -205,6 +205,13 @@ def test_best_and_last_are_found_below_a_folder(trained: Path, tmp_path: Path) -
             checkpoint.resolve(name, str(tmp_path))
 
 
+def test_of_a_folder_the_checkpoint_in_it_is_named(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"its newest best .* {find_checkpoint(trained, 'best')}"):
+        checkpoint.resolve(str(trained))
+    with pytest.raises(InputError, match="a folder; no checkpoint is below it"):
+        checkpoint.resolve(str(tmp_path))
+
+
 def test_a_fit_from_a_checkpoints_weights_has_a_schedule_of_its_own(
     trained: Path, nuclei: Path, tmp_path: Path
 ) -> None:

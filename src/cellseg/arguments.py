@@ -205,6 +205,9 @@ def check(command: str, settings: Namespace) -> None:
         )
     if trainer.accumulate_grad_batches < 1:
         raise InputError("--trainer.accumulate_grad_batches: must be 1 or more")
+    limit = f"limit_{'val' if command == 'validate' else command}_batches"
+    if trainer.get(limit) == 0:
+        raise InputError(f"--trainer.{limit} 0: leaves no image to {command}; leave the flag out")
     if trainer.enable_checkpointing is False and command == "fit":
         raise InputError(
             "--trainer.enable_checkpointing false: fit keeps its best and last checkpoint; leave "

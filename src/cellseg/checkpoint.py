@@ -74,13 +74,13 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     if "://" in model:
         raise InputError(f"{model}: addresses are refused; download the model first")
     if model in ("best", "last"):
-        found = list(Path(default_root_dir).rglob(f"{model}*.ckpt"))
-        if not found:
+        newest = _newest(model, Path(default_root_dir))
+        if newest is None:
             raise InputError(
                 f"--ckpt_path {model}: no such checkpoint below {default_root_dir}; name the "
                 "folder of the run with --trainer.default_root_dir"
             )
-        return max(found, key=lambda path: path.stat().st_mtime)
+        return newest
     path = Path(model)
     if path.is_file():
         return path
@@ -88,11 +88,15 @@ def resolve(model: str, default_root_dir: str = ".") -> Path:
     if model in shipped:
         return shipped[model]
     if path.is_dir():
-        raise InputError(
-            f"{model}: a folder; for its newest best checkpoint --ckpt_path best "
-            f"--trainer.default_root_dir {model}"
-        )
+        newest = _newest("best", path)
+        found = f"its newest best checkpoint is {newest}" if newest else "no checkpoint is below it"
+        raise InputError(f"{model}: a folder; {found}")
     raise InputError(f"{model}: no such file; the models in the package are {', '.join(shipped)}")
+
+
+def _newest(kind: str, root: Path) -> Path | None:
+    found = root.rglob(f"{kind}*.ckpt")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def read(path: Path) -> Stored:

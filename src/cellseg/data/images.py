@@ -119,7 +119,7 @@ def as_number(pixels: Array) -> Array:
 
 
 def read_labels(source: Path | bytes, name: str = "") -> Array:
-    """A mask or label image as (H, W) integers, as stored; colours are refused.
+    """A mask or label image as (H, W) integers, as stored; colours outside a palette are refused.
 
     Raises:
         InputError: The file is damaged, a stack or in colour, or holds fractions or negative
@@ -127,6 +127,10 @@ def read_labels(source: Path | bytes, name: str = "") -> Array:
     """
     recording = _of_one_plane(read_file(source, name))
     name, pixels = recording.name, recording.pixels[0]
+    if recording.entries is not None:
+        background = pixels[recording.entries[0, ..., 0] == 0]
+        if (background == background[:, :1]).all():  # black or white: Fiji and QuPath colour labels
+            pixels = recording.entries[0]
     if (pixels[..., 1:] != pixels[..., :1]).any():
         raise InputError(f"{name}: a mask in colour; save it as a grey or label image")
     labels: Array = pixels[..., 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import stat
 import warnings
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -98,6 +99,7 @@ def _read_other(file: File, name: str) -> Recording:
         bytes_each = 2 if deep else 4 if picture.mode in ("I", "F") else 1
         claim = picture.width * picture.height * len(picture.getbands()) * bytes_each
         check_claim(name, claim, file)
+        entries = None
         if deep:
             # Pillow reads 16-bit RGB as 8-bit.
             import imagecodecs
@@ -108,9 +110,12 @@ def _read_other(file: File, name: str) -> Recording:
             pixels = np.asarray(picture)
         else:
             pixels = np.asarray(picture.convert("RGB"))
+            if picture.mode == "P" and (pixels != pixels[..., :1]).any():
+                entries = np.asarray(picture)[None, ..., None]
     pixels = np.atleast_3d(pixels)
     colour = pixels.shape[2] > 2
-    return arrange(name, pixels if colour else pixels[..., :1], "YXS", colour)
+    recording = arrange(name, pixels if colour else pixels[..., :1], "YXS", colour)
+    return replace(recording, entries=entries)
 
 
 def _read_nd2(file: File, name: str) -> Recording:

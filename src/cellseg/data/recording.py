@@ -48,6 +48,8 @@ class Recording:
             not square.
         z_step: Distance of two planes of Z in um; None where the file does not tell.
         negative: Whether the pixels are the negative of those stored, of which white is 0.
+        entries: (P, H, W, 1), which entries of a palette of colours the file holds; None without
+            one.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Recording:
     pixel_size: float | None
     z_step: float | None = None
     negative: bool = False
+    entries: Array | None = None
 
 
 def arrange(

@@ -81,9 +81,12 @@ def read_tiff(file: File, name: str, path: Path | None) -> Recording | None:
             if math.prod(windows.shape[:3]) > LARGE:
                 return replace(recording, pixels=windows)
         check_memory(name, series.nbytes)
-        pixels, axes, colour = _converted(series.asarray(), series.axes, page)
+        stored = series.asarray()
+        pixels, axes, colour = _converted(stored, series.axes, page)
         recording = arrange(name, pixels, axes, colour, *about)
-        return replace(recording, negative=_white_is_0(page))
+        looked_up = colour and _has_palette(page, axes)
+        entries = arrange(name, stored, series.axes, False).pixels if looked_up else None
+        return replace(recording, negative=_white_is_0(page), entries=entries)
 
 
 def _opened(file: File) -> Any:
@@ -163,15 +166,25 @@ def _converted(pixels: Array, axes: str, page: Any) -> tuple[Array, str, bool]:
     colour = samples - alpha == 3 or (samples == 4 and page.photometric == tifffile.PHOTOMETRIC.RGB)
     if alpha and not colour and "S" in axes:
         pixels = pixels.take(range(samples - 1), axis=axes.index("S"))
-    # The palettes of channels, and ramps of ImageJ, only say in which colours they are shown.
-    is_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and "C" not in axes
-    if is_palette and not (page.is_imagej and _is_ramp(page.colormap)):
+    if _has_palette(page, axes):
         # 16-bit entries, in which an 8-bit colour v is stored as v * 257.
         palette = (np.asarray(page.colormap) >> 8).T.astype(np.uint8)
         colour = bool((palette != palette[:, :1]).any())
         pixels = palette[pixels] if colour else palette[pixels, 0]
         axes += "S" * colour
     return pixels, axes, colour
+
+
+def _has_palette(page: Any, axes: str) -> bool:
+    """Whether the pixels are entries of a palette.
+
+    Those of channels, and ramps of ImageJ, only say in which colours they are shown.
+    """
+    import tifffile
+
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or "C" in axes:
+        return False
+    return not (page.is_imagej and _is_ramp(page.colormap))
 
 
 def _is_ramp(palette: Array) -> bool:
