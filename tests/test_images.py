@@ -1093,7 +1093,7 @@ def test_a_crop_with_the_limits_of_its_image_equals_the_crop_of_the_whole() -> N
 
 MASK = np.where(BINARY, 255, 0).astype(np.uint8)
 NUMBERED = RNG.integers(0, 400, (40, 56)).astype(np.uint16)
-# As Glasbey's colours in Fiji, and those of QuPath: each number has one, that of 0 is black or white.
+# As those of Glasbey in Fiji: each number has a colour, 0 is black.
 BRIGHT = np.vstack([np.zeros((1, 3)), RNG.permuted(np.arange(255 * 3)).reshape(255, 3) % 256])
 BRIGHT = BRIGHT.astype(np.uint8)
 
@@ -1160,6 +1160,13 @@ def test_colours_are_judged_by_pixels_of_the_whole_picture() -> None:
     pixels = np.zeros((400, 400, 3), np.uint8)
     pixels[300:] = (200, 120, 0)  # beyond the first 65,536 pixels
     assert colours_of(pixels)[0] == slice(0, 1)
+
+
+@pytest.mark.parametrize("ground", [0, 255, np.nan])
+def test_fault_13_a_speck_of_colour_is_none(ground: float) -> None:
+    pixels = np.full((400, 400, 3), ground, np.float32)
+    pixels[101, 101] = (250, 240, 250)  # not among the pixels that are looked at
+    assert colours_of(pixels) == (slice(None), "")
 
 
 def test_few_nuclei_on_black_show_their_colour() -> None:

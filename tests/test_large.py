@@ -127,17 +127,21 @@ def test_fault_12_windows_of_a_tiff_are_those_of_the_whole(kind: str, tmp_path: 
     windows.close()
 
 
+def assert_read_by_windows(path: Path, stack: NDArray[np.uint8]) -> None:
+    windows = read_recording(path, by_windows=True).pixels
+    assert isinstance(windows, Windows)
+    for place, plane in enumerate(stack):
+        at = (slice(0, 70), slice(30, 101))
+        np.testing.assert_array_equal(windows[place, *at][..., 0], plane[at])
+    windows.close()
+
+
 @pytest.mark.usefixtures("small")
 def test_fault_7_pages_that_were_added_one_by_one_are_read_by_windows(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         for plane in STACK:
             writer.write(plane, photometric="minisblack")
-    windows = read_recording(tmp_path / "a.tif", by_windows=True).pixels
-    assert isinstance(windows, Windows)
-    for place, plane in enumerate(STACK):
-        at = (slice(0, 70), slice(30, 101))
-        np.testing.assert_array_equal(windows[place, *at][..., 0], plane[at])
-    windows.close()
+    assert_read_by_windows(tmp_path / "a.tif", STACK)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (2, 1, 3)])
@@ -146,12 +150,7 @@ def test_axes_of_one_plane_do_not_count(shape: tuple[int, ...], tmp_path: Path) 
     stack = np.resize(STACK, (math.prod(shape), *STACK.shape[1:]))
     pixels = stack.reshape(*shape, *STACK.shape[1:])
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack")
-    windows = read_recording(tmp_path / "a.tif", by_windows=True).pixels
-    assert isinstance(windows, Windows)
-    for place, plane in enumerate(stack):
-        at = (slice(0, 70), slice(30, 101))
-        np.testing.assert_array_equal(windows[place, *at][..., 0], plane[at])
-    windows.close()
+    assert_read_by_windows(tmp_path / "a.tif", stack)
 
 
 def test_a_large_image_goes_to_another_process_in_shared_memory() -> None:
@@ -215,6 +214,14 @@ def test_the_sample_is_where_the_intensities_vary_most() -> None:
     assert plane == 0
     assert at_rows.start <= 2100 < at_rows.stop
     assert columns.start <= 1200 < columns.stop
+
+
+def test_fault_14_infinite_pixels_do_not_move_the_sample() -> None:
+    pixels = np.zeros((3000, 2500, 3), np.float32)
+    pixels[2100:2300, 1200:1500] = GREY[:200, :1, None].repeat(300, 1)
+    before = LargeImage.of_array(pixels, (1, 99.8)).sample
+    pixels[4, 4], pixels[4, 6] = np.inf, -np.inf
+    assert LargeImage.of_array(pixels, (1, 99.8)).sample == before
 
 
 def test_fault_14_pixels_that_are_no_numbers_are_told_of() -> None:

@@ -189,6 +189,15 @@ def test_images_that_a_checkpoint_does_not_know_are_divided_too() -> None:
     assert one.sides["train"] == ["a", "new"]
 
 
+def test_tiles_of_one_new_field_are_not_divided() -> None:
+    by_field: dict[str, list[str]] = {}
+    for sample, row in dsb2018().items():
+        by_field.setdefault(row["field"], []).append(sample)
+    tiles = max(by_field.values(), key=len)[:3]
+    known = {"train": ["a", "b"], "val": ["c"], "test": []}
+    assert extended(Split("", known, tiles), seed=0).sides["train"] == sorted(["a", "b", *tiles])
+
+
 def test_images_of_a_known_field_join_it() -> None:
     field = {sample: row["field"] for sample, row in dsb2018().items()}
     digests = {sample: sample for sample in field}

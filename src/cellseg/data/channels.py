@@ -102,10 +102,10 @@ def colours_of(seen: Array) -> tuple[slice, str]:
         Where they are, and a note where other channels show something too, else "".
     """
     values = seen.reshape(-1, 3)
-    if (values == values[:, :1]).all():
-        return slice(None), ""
     values = values[:: max(1, len(values) // LOOKED_AT)].astype(np.float32)
     values = np.nan_to_num(values, posinf=0, neginf=0)
+    if (values == values[:, :1]).all():
+        return slice(None), ""
     white = (values == values.max()).all(axis=1)  # as of a scale bar
     high = np.percentile(values[~white], HIGH, axis=0)
     brightest = values.max(axis=1)

@@ -115,9 +115,10 @@ def local_labels(labels: Array) -> Array:
     """Labels of a crop as uint16, renumbered where they do not fit."""
     if labels.dtype == np.uint16:
         return labels
-    values, numbers = np.unique(labels, return_inverse=True)
-    start = 0 if values[0] == 0 else 1
-    return (numbers.reshape(labels.shape) + start).astype(np.uint16)
+    from skimage.segmentation import relabel_sequential
+
+    # A copy, since it takes no read-only array, as of the cache.
+    return np.asarray(relabel_sequential(labels.copy())[0].astype(np.uint16))
 
 
 def to_input(image: Array, percentiles: tuple[float, float]) -> torch.Tensor:

@@ -156,7 +156,7 @@ def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Itera
     """Images with the masks of the folder beside theirs, perhaps with none."""
     stems = _by_stem(masks)
     own = {name: _masks_of(PurePosixPath(name).stem, stems) for name in images}
-    if parent.name and len(images) == 1 and masks and not own[images[0]]:
+    if parent.name and len(images) == 1 and not own[images[0]]:
         # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
         yield Sample(parent.name, images[0], tuple(masks), whole=False)
         return
@@ -179,7 +179,7 @@ def _flat(names: list[str]) -> Iterator[Sample]:
         if is_image(name)
         and not PurePosixPath(name).stem.endswith((*PREDICTED, "_overlay", "_probs"))
     ]
-    for name, identity in zip(images, output_stems(images), strict=True):
+    for name, identity in output_stems(images).items():
         path = PurePosixPath(name)
         # `predict` names its labels after the whole file where two files share a stem.
         own = [

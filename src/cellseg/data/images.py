@@ -46,39 +46,40 @@ def read_recording(source: Path | bytes, name: str = "", by_windows: bool = Fals
     return replace(recording, pixels=as_number(recording.pixels))
 
 
-def planes_of(recording: Recording, plane: str) -> tuple[int, ...]:
-    """The places of the planes that are wanted; for their maximum, of all.
+def planes_of(recording: Recording, plane: str) -> tuple[tuple[int, ...], Recording]:
+    """The places of the planes that are wanted (for their maximum, of all), and what they are.
 
     Args:
         recording: What `read_recording` gives.
         plane: "all", "max" (the maximum over the planes) or a plane's number, from 0.
 
+    Returns:
+        The places, and a recording that tells of what is wanted, with the pixels of all planes.
+
     Raises:
         InputError: There is no such plane.
     """
     count = recording.pixels.shape[0]
-    if plane in ("all", "max"):
-        return tuple(range(count))
-    if plane not in map(str, range(count)):
+    if plane not in ("all", "max", *map(str, range(count))):
         numbers = f"0 to {count - 1}" if count > 1 else "0"
         raise InputError(
             f"{recording.name}: no plane {plane!r}; --data.plane can be {numbers}, max or all"
         )
-    return (int(plane),)
+    every = tuple(range(count))
+    if plane == "all" or count == 1:
+        return every, recording
+    planes = () if plane == "max" else (int(plane),)
+    return planes or every, replace(recording, planes=planes, plane_axes="", plane_shape=())
 
 
 def select_planes(recording: Recording, plane: str) -> Recording:
     """A recording with all its planes or one of them; see `planes_of`."""
-    places = planes_of(recording, plane)
-    if plane == "all" or len(recording.pixels) == 1:
+    places, selected = planes_of(recording, plane)
+    if selected is recording:
         return recording
-    if plane == "max":
-        # Unlike `max`, it passes over NaN.
-        pixels = np.fmax.reduce(recording.pixels, axis=0, keepdims=True)
-        places = ()
-    else:
-        pixels = recording.pixels[places[0], None]
-    return replace(recording, pixels=pixels, planes=places, plane_axes="", plane_shape=())
+    # Unlike `max`, it passes over NaN; of one plane it is that plane.
+    pixels = recording.pixels if plane == "max" else recording.pixels[places[0], None]
+    return replace(selected, pixels=np.fmax.reduce(pixels, axis=0, keepdims=True))
 
 
 def note_on_maximum(plane: str, axes: str) -> str:

@@ -53,14 +53,12 @@ class LargeImage:
         channel: str | None,
         percentiles: tuple[float, float],
     ) -> None:
-        places = planes_of(recording, plane)
+        places, wanted = planes_of(recording, plane)
         self._pixels = recording.pixels
         self._channels, note = channels_of(recording, channel)
         # Of each plane to predict, those of which it is the maximum.
         self._places = [places] if plane == "max" else [(place,) for place in places]
-        whole = plane == "all" or len(places) == 1 == recording.pixels.shape[0]
-        self.planes = recording.planes if whole else () if plane == "max" else places
-        self.axes, self.sizes = (recording.plane_axes, recording.plane_shape) if whole else ("", ())
+        self.planes, self.axes, self.sizes = wanted.planes, wanted.plane_axes, wanted.plane_shape
         self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
         try:
             seen = self._look()
@@ -124,7 +122,8 @@ class LargeImage:
             top, left = rows.start // step, columns.start // step
             seen[plane, top : top + window.shape[0], left : left + window.shape[1]] = window
             # The border of padding, as beside a mosaic, varies more than nuclei do.
-            spread = float(np.nan_to_num(without_padding(window).astype(np.float64)).std())
+            inside = without_padding(window).astype(np.float64)
+            spread = float(np.nan_to_num(inside, posinf=0, neginf=0).std())
             if spread > most:
                 most, self.sample = spread, (plane, rows, columns)
         return seen

@@ -97,7 +97,7 @@ def files_to_predict(
         base, names = _listed(source)
     else:  # a pipe would be waited for
         raise InputError(f"--data.predict_dir {source}: neither a file nor a folder")
-    stems = dict(zip(names, output_stems(names), strict=True))
+    stems = output_stems(names)
     names = sorted(
         name
         for name in names
@@ -142,16 +142,14 @@ def _without_results(base: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in others]
 
 
-def output_stems(names: Sequence[str]) -> list[str]:
+def output_stems(names: Sequence[str]) -> dict[str, str]:
     """What the results of each file are called: its path without the last suffix.
 
     Files of one folder that share a stem, ignoring case, keep their full names.
     """
-    short = [os.path.splitext(name)[0] for name in names]
-    taken = Counter(stem.lower() for stem in short) + Counter(name.lower() for name in names)
-    return [
-        stem if taken[stem.lower()] == 1 else name for stem, name in zip(short, names, strict=True)
-    ]
+    short = {name: os.path.splitext(name)[0] for name in names}
+    taken = Counter(each.lower() for each in (*short, *short.values()))
+    return {name: stem if taken[stem.lower()] == 1 else name for name, stem in short.items()}
 
 
 def _is_below(folder: Path, top: Path) -> bool:

@@ -166,7 +166,7 @@ def extended(split: Split, seed: int) -> Split:
     group = group_of([*split.left_out, *(sample for sample, _ in known)], None)
     side_of = {group[sample]: side for sample, side in known}  # training comes last, and wins
     new = [sample for sample in split.left_out if group[sample] not in side_of]
-    if len(new) < 2:  # too few to divide
+    if len({group[sample] for sample in new}) < 2:  # too few to divide
         more = everything(new, "train", "more to train on")
     else:
         more = make_split(new, Recipe("random", seed=seed))
@@ -253,15 +253,14 @@ def _random(ids: Sequence[str], groups: Mapping[str, str], recipe: Recipe) -> Sp
                 f"--data.folds {folds} --data.fold {fold}: needs 3 to {len(order)} folds (the "
                 "number of groups), and a fold below that"
             )
-        side_of = {group: (i - fold) % folds for i, group in enumerate(order)}
-        sides_of = {0: "test", 1: "val"}
-        chosen = {group: sides_of.get(place, "train") for group, place in side_of.items()}
+        of_fold = ("test", "val", *["train"] * (folds - 2))
+        chosen = {group: of_fold[(i - fold) % folds] for i, group in enumerate(order)}
         name = f"fold {fold} of {folds}, seed {recipe.seed}"
     else:
         if len(order) < 2:
             raise InputError(
-                f"--data.groups: all {len(ids)} images are in one group, so nothing is left "
-                "to validate on"
+                f"--data.groups: all {len(ids)} images are in one group, or of one field of view, "
+                "so nothing is left to validate on"
             )
         chosen = dict.fromkeys(order, "train")
         tenth = max(1, round(len(ids) / 10))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -216,9 +215,7 @@ def _is_cut_off(tiff: Any, series: Any) -> bool:
 def _next_page(tiff: Any) -> int:
     """Where the page after the last one found should be; 0 where there is none."""
     file, layout = tiff.filehandle, tiff.tiff
-    file.seek(tiff.pages[-1].offset)
-    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
-    file.seek(tags * layout.tagsize, os.SEEK_CUR)
+    file.seek(tiff.pages.next_page_offset)
     (offset,) = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))
     return int(offset)
 

@@ -1,1 +1,1 @@
-"""From labels to files."""
+"""From images to nuclei, and from those to files."""

@@ -85,11 +85,11 @@ class Journal:
 
     def start(self, values: Mapping[str, Any]) -> str:
         """Begin a run whose results depend on these settings; gives their hash."""
-        plain = json.loads(json.dumps(values, default=str))  # as it will be read again
-        settings = hash_of(plain)
+        text = json.dumps(values, sort_keys=True, default=str)
+        settings = hashlib.sha256(text.encode()).hexdigest()[:16]
         if settings not in self._values:
-            self._values[settings] = plain
-            self._headings.append({"settings": settings, "values": plain})
+            self._values[settings] = json.loads(text)  # as it will be read again
+            self._headings.append({"settings": settings, "values": self._values[settings]})
         return settings
 
     def other_bases(self, base: Path) -> list[str]:
@@ -282,9 +282,3 @@ def _subject(content: Mapping[str, Any]) -> str:
     return str(
         next(content[key] for key in ("file", "failed", "announced", "table") if key in content)
     )
-
-
-def hash_of(values: Mapping[str, Any]) -> str:
-    """A short hash of plain values, whatever their order."""
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

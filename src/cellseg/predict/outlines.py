@@ -171,8 +171,9 @@ def write_coco(path: Path, file_name: str, labels: Array, planes: Sequence[int] 
     Args:
         path: A file ending in `.json`.
         file_name: The image that the annotations belong to.
-        labels: (H, W), or (P, H, W) whose planes become images 1 to P of the same name.
-        planes: Their indices in the file, from 0; by default all.
+        labels: (H, W), or (P, H, W) whose planes become images of the same name.
+        planes: Their indices in the file, from 0, to which the ids of the images add 1; by default
+            all.
     """
     height, width = labels.shape[-2:]
     images: list[dict[str, Any]] = []

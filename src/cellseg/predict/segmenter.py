@@ -166,7 +166,7 @@ class Segmenter:
         probs: NDArray[np.float32] = self.network(rescale(image, factor))[0].cpu().numpy()
         return probs if factor == 1 else resize_maps(probs, image.shape[-2:])
 
-    def segment(self, image: Tensor, factor: float = 1.0) -> Segmentation:
+    def segment(self, image: Tensor, factor: float) -> Segmentation:
         """The nuclei of one plane.
 
         Args:

@@ -162,16 +162,14 @@ def _own(
 
 def _off_the_border(nuclei: Array, rows: slice, columns: slice, shape: tuple[int, int]) -> Array:
     """Labels of a window without those that touch the border of the plane."""
-    edges = [
-        nuclei[:1] if rows.start == 0 else (),
-        nuclei[-1:] if rows.stop == shape[0] else (),
-        nuclei[:, :1] if columns.start == 0 else (),
-        nuclei[:, -1:] if columns.stop == shape[1] else (),
-    ]
-    touching = np.concatenate([np.ravel(edge) for edge in edges]).astype(np.intp)
-    kept = np.ones(int(nuclei.max(initial=0)) + 1, bool)
-    kept[touching] = False
-    return np.where(kept[nuclei], nuclei, 0)
+    from skimage.segmentation import clear_border
+
+    inside = np.ones(nuclei.shape, bool)
+    inside[0] &= rows.start > 0
+    inside[-1] &= rows.stop < shape[0]
+    inside[:, 0] &= columns.start > 0
+    inside[:, -1] &= columns.stop < shape[1]
+    return np.asarray(clear_border(nuclei, mask=inside))
 
 
 def with_halo(maps: Maps, shape: tuple[int, int], scale: float, depth: int) -> Maps:
