@@ -18,26 +18,23 @@ import numpy as np
 import torch
 
 import cellseg
-from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import to_input
-from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.groups import dsb2018
 from cellseg.data.recording import Array
 from cellseg.instances import decode
 from cellseg.predict.segmenter import Segmentation
+from speed.subjects import side_of_split
 
 EDGES = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 1.0)
 
 
 def run(root: Path, model: str) -> None:
     """Print both tables."""
-    task = cellseg.load(model).task
-    tree = open_tree(root)
-    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == "val"]
+    loaded = cellseg.load(model)
+    task = loaded.task
     nuclei, images = [], []
-    for sample in prepare(tree, samples, default_cache_dir()):
+    for sample in side_of_split(root, "val"):
         with torch.inference_mode():
-            probs = task.probs(to_input(sample.image(), (1.0, 99.8))[None])
+            probs = task.probs(to_input(sample.image(), loaded.percentiles)[None])
         labels = decode(probs, replace(task.decoding, min_confidence=0.0))
         nuclei += matches(labels, probs[0], sample.labels())
         found = Segmentation(decode(probs, task.decoding), probs[0])

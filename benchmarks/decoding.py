@@ -16,14 +16,13 @@ import numpy as np
 import torch
 
 import cellseg
-from cellseg.data.cache import default_cache_dir, prepare
 from cellseg.data.dataset import to_input
-from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.groups import dsb2018
 from cellseg.data.recording import Array
 from cellseg.instances import decode
 from cellseg.metrics import Scores, compare
+from cellseg.predict.model import Model
 from cellseg.training.tuning import tune
+from speed.subjects import side_of_split
 
 LEVELS = (0.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
 # Images of each side; those of train tell whether a gain is of validation alone.
@@ -32,9 +31,9 @@ IMAGES = {"val": 65, "train": 120}
 
 def run(root: Path, model: str) -> None:
     """Print the decoding and the table."""
-    tuned = cellseg.load(model).task.decoding
-    sides = {side: predict(root, model, side) for side in IMAGES}
-    tuned, score = tune(sides["val"], tuned)
+    loaded = cellseg.load(model)
+    sides = {side: predict(root, loaded, side) for side in IMAGES}
+    tuned, score = tune(sides["val"], loaded.task.decoding)
     print(f"{tuned}: mean AP {score:.3f}\n")
     print("| side | level | mean AP | AP 0.5 | mean AP pooled | merged | split | missed | extra |")
     print("|---|" + "--:|" * 8)
@@ -50,16 +49,14 @@ def run(root: Path, model: str) -> None:
             print(f"| {side} | {level:g} | {' | '.join(row)} |")
 
 
-def predict(root: Path, model: str, side: str) -> list[tuple[Array, Array]]:
+def predict(root: Path, model: Model, side: str) -> list[tuple[Array, Array]]:
     """Probabilities (2, H, W) and labels (H, W) of images spread over one side."""
-    one = cellseg.load(model)
-    tree = open_tree(root)
-    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == side]
+    samples = side_of_split(root, side)
     places = np.linspace(0, len(samples) - 1, min(IMAGES[side], len(samples))).astype(int)
     predictions = []
-    for sample in prepare(tree, [samples[place] for place in places], default_cache_dir()):
+    for sample in (samples[place] for place in places):
         with torch.inference_mode():
-            probs = one.task.probs(to_input(sample.image(), one.percentiles)[None])
+            probs = model.task.probs(to_input(sample.image(), model.percentiles)[None])
         predictions.append((probs, np.array(sample.labels())))
     return predictions
 

@@ -18,9 +18,7 @@ from PIL import Image
 
 from cellseg.adapt import DIAMETER, to_grid
 from cellseg.cli import main
-from cellseg.data.cache import default_cache_dir, prepare
-from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.groups import dsb2018
+from speed.subjects import side_of_split
 
 FACTORS = (1 / 2, 1, 2, 3)
 LARGEST = 400  # px of an image's side, before it is rescaled
@@ -29,9 +27,7 @@ FEWEST = 12  # nuclei; `auto` asks for ten that it finds, unless they are large
 
 def run(root: Path, out: Path, side: str) -> None:
     """Write the rescaled images, predict and score them, and print the table."""
-    tree = open_tree(root)
-    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == side]
-    annotated = prepare(tree, samples, default_cache_dir())
+    annotated = side_of_split(root, side)
     table = ["| scale | images | none | auto | true | rescaled by auto |", "|" + "--:|" * 6]
     seconds = {}
     for factor in FACTORS:

@@ -25,9 +25,7 @@ BRIGHTFIELD = "brightfield_black_on_white"
 SEEDS = (0, 1, 2)
 SHORT = ("--data.crops_per_epoch", "1000", "--trainer.max_epochs", "6")
 FINETUNE = ("fit", "--config", "finetune.yaml")
-# As `finetune.yaml` trains, at the learning rate of `nuclei.yaml`.
 SCRATCH = (*FINETUNE, "--model.weights", "null", "--model.base_channels", "16")
-SCRATCH = (*SCRATCH, "--model.lr", "0.002")
 SCORES = ("test/map", "test/ap50", "test/dice")
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,18 @@ def memory(pid: int) -> int:
     return total
 
 
-def predict(source: Path, out: Path, *flags: str) -> tuple[float, int, dict[str, Any]]:
-    """Seconds, peak memory in bytes and the row of the summary."""
+def predict(source: Path, out: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+    """Peak memory in bytes and the row of the summary."""
     command = [sys.executable, "-m", "cellseg", "predict", "--data.predict_dir", str(source)]
-    started, peak = time.monotonic(), 0
+    peak = 0
     process = subprocess.Popen([*command, "--output.dir", str(out), *flags])
     while process.poll() is None:
         peak = max(peak, memory(process.pid))
         time.sleep(0.2)
-    seconds = time.monotonic() - started
     if process.returncode:
         raise SystemExit(f"predict ended with {process.returncode}")
     with (out / "summary.csv").open(newline="") as lines:
-        return seconds, peak, next(csv.DictReader(lines))
+        return peak, next(csv.DictReader(lines))
 
 
 def run(out: Path, sides: Sequence[int], flags: Sequence[str]) -> None:
@@ -94,14 +94,14 @@ def run(out: Path, sides: Sequence[int], flags: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write(out / "64.tif", 64)
     flags = ("--output.overwrite", "true", *flags)
-    _, start, _ = predict(out / "64.tif", out / "64", *flags)
+    start, _ = predict(out / "64.tif", out / "64", *flags)
     table = ["| side | nuclei | seconds | by area | GiB above start |", "|" + "--:|" * 5]
     rate = 0.0
     for side in sides:
         path = out / f"{side}.tif"
         if not path.exists():
             write(path, side)
-        _, peak, row = predict(path, out / str(side), *flags)
+        peak, row = predict(path, out / str(side), *flags)
         seconds = float(row["seconds"])
         rate = rate or seconds / side**2
         above = (peak - start) / 2**30
@@ -113,5 +113,5 @@ def run(out: Path, sides: Sequence[int], flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sides = [int(argument) for argument in sys.argv[2:] if argument.isdigit()]
+    sides = [int(side) for side in takewhile(str.isdigit, sys.argv[2:])]
     run(Path(sys.argv[1]), sides or SIDES, sys.argv[2 + len(sides) :])

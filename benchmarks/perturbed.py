@@ -21,11 +21,9 @@ from tqdm import tqdm
 
 import cellseg
 from cellseg.adapt import to_grid
-from cellseg.data.cache import default_cache_dir, prepare
-from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.groups import dsb2018
 from cellseg.data.recording import Array
 from cellseg.metrics import compare, scores
+from speed.subjects import side_of_split
 
 SCORES = ("dice", "iou", "map", "ap50")
 
@@ -76,9 +74,7 @@ CHANGES: dict[str, Callable[[Array, np.random.Generator], Array]] = {
 
 def run(root: Path, side: str, models: list[str]) -> None:
     """Print the tables."""
-    tree = open_tree(root)
-    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == side]
-    annotated = prepare(tree, samples, default_cache_dir())
+    annotated = side_of_split(root, side)
     for name in models:
         model = cellseg.load(name)
         print(f"\n{name}, {len(annotated)} images of {side}\n")

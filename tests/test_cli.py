@@ -435,6 +435,19 @@ class TestPrecedence:
         for ckpt in trained.rglob("*.ckpt"):
             assert cellseg("predict", "--ckpt_path", ckpt, *args) == 0
 
+    def test_fault_22_weights_of_another_network_are_named(
+        self, trained: Path, nuclei: Path, tmp_path: Path, fails: Fails
+    ) -> None:
+        content = stored(find_checkpoint(trained))
+        del content["state_dict"]["net.head.bias"]
+        content["state_dict"]["net.head.weight"] = torch.zeros(5, 4, 1, 1)
+        torch.save(content, tmp_path / "other.ckpt")
+        said = "other.ckpt: of another architecture: it differs in net.head.bias, net.head.weight"
+        images = ("--data.predict_dir", nuclei / "images", "--output.dir", tmp_path / "out")
+        assert said in fails("predict", "--ckpt_path", tmp_path / "other.ckpt", *images)
+        for flag in ("--ckpt_path", "--model.weights"):
+            assert said in fails("fit", flag, tmp_path / "other.ckpt", "--data.root", nuclei)
+
     @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
     @pytest.mark.parametrize(
         ("flag", "value", "kept"),
@@ -490,12 +503,15 @@ class TestPrecedence:
         run = tmp_path / "run"
         args = ("--ckpt_path", find_checkpoint(trained), "--data.root", nuclei, *SMALL[6:])
         run_flags = ("--trainer.default_root_dir", run, "--trainer.max_epochs", 4)
-        assert cellseg("fit", *args, *run_flags, "--model.lr", 0.5) == 0
+        own = ("--model.lr", 0.5, "--model.weight_decay", 0.05)
+        assert cellseg("fit", *args, *run_flags, *own) == 0
         last = stored(find_checkpoint(run))
         assert last["hyper_parameters"]["lr"] == 0.5
         assert last["hyper_parameters"]["warmup_steps"] == 2  # of the checkpoint, not 100
         assert last["lr_schedulers"][0]["base_lrs"] == [0.5, 0.5]
-        assert last["optimizer_states"][0]["param_groups"][0]["initial_lr"] == 0.5
+        groups = last["optimizer_states"][0]["param_groups"]
+        assert groups[0]["initial_lr"] == 0.5
+        assert [group["weight_decay"] for group in groups] == [0.05, 0]
 
 
 class TestSplitOfTheCheckpoint:
@@ -663,7 +679,7 @@ class OwnNetwork(SegmentationTask):
         self.net = torch.nn.Conv2d(3, 2, 3, padding=1)  # type: ignore[assignment]
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(self.parameters(), self.lr)
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, weight_decay=0.3)
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
         scheduler = {"scheduler": schedule, "monitor": "val/loss"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
@@ -681,7 +697,9 @@ def test_a_network_and_a_schedule_of_ones_own_go_through_all_commands(
     more = ("--ckpt_path", "last", "--trainer.max_epochs", 2, "--model.lr", 0.05)
     assert run("fit", *small, *more) == 0
     content = stored(find_checkpoint(tmp_path / "run", "last"))
-    assert content["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05)
+    (group,) = content["optimizer_states"][0]["param_groups"]
+    assert group["lr"] == pytest.approx(0.05)
+    assert group["weight_decay"] == 0.3
     assert run("test", "--data.root", nuclei, "--ckpt_path", "best", *root) == 0
     found = ("--data.predict_dir", nuclei / "images", "--output.dir", tmp_path / "out")
     assert run("predict", *found, "--ckpt_path", "best", *root) == 0

@@ -8,7 +8,7 @@ import socket
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,12 @@ def png() -> bytes:
     return file.getvalue()
 
 
-def kaggle_zip(image_id: str | None = None, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    image_id = image_id or next(iter(dsb2018()))
-    return zip_of(
-        {f"{image_id}/images/{image_id}.png": png(), f"{image_id}/masks/nucleus.png": png()},
-        compression,
-    )
+def kaggle_zip(
+    ids: Iterable[str] = tuple(dsb2018()), compression: int = zipfile.ZIP_DEFLATED
+) -> bytes:
+    images = {f"{image_id}/images/{image_id}.png": png() for image_id in ids}
+    masks = {f"{image_id}/masks/nucleus.png": png() for image_id in ids}
+    return zip_of(images | masks, compression)
 
 
 def zip_of(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -159,7 +159,7 @@ def test_a_changed_archive_is_refused_until_it_is_deleted(tmp_path: Path, server
     server.body = kaggle_zip()
     path = fetch(tmp_path, server.url)
     # Sound in itself, so that only its SHA-256 tells.
-    server.body = kaggle_zip(list(dsb2018())[1])
+    server.body = kaggle_zip(list(dsb2018())[1:])
     path.write_bytes(server.body)
     message = refusal(tmp_path, server.url)
     assert message.startswith(f"{path}: ")
@@ -196,8 +196,8 @@ def test_fault_34_a_broken_off_transfer_leaves_nothing(
     ("body", "cause"),
     [
         (b"<!DOCTYPE html><title>Moved</title>", "not a readable zip archive"),
-        (zip_of({"readme.txt": b"hello"}), "no image of the 2018 Data Science Bowl"),
-        (kaggle_zip("elsewhere"), "no image of the 2018 Data Science Bowl"),
+        (zip_of({"readme.txt": b"hello"}), "holds 0 of the 664 images of the 2018 Data Science"),
+        (kaggle_zip(["elsewhere", *list(dsb2018())[:6]]), "holds 6 of the 664 images"),
         (corrupted(kaggle_zip(compression=zipfile.ZIP_STORED)), ".png in it is damaged"),
         (corrupted(kaggle_zip()), "a damaged zip archive"),
     ],

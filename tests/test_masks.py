@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from skimage.measure import label
 from skimage.segmentation import find_boundaries
 
-from cellseg.data.advice import check_annotations, is_half_annotated
+from cellseg.data.advice import advise_split, check_annotations, is_half_annotated
 from cellseg.data.cache import load, prepare
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.masks import read_masks
@@ -46,9 +46,10 @@ def test_corrected_outlines_beside_an_image_are_its_labels(name: str, tmp_path: 
     np.testing.assert_array_equal(load_only(tmp_path), labels)
 
 
-def test_masks_as_cellpose_names_them_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", ["_cp_masks", "_label", "-labels", "_seg"])
+def test_masks_as_other_programs_name_them_are_found(mark: str, tmp_path: Path) -> None:
     labels = annotated(tmp_path)
-    Image.fromarray(labels).save(tmp_path / "a_cp_masks.png")
+    Image.fromarray(labels).save(tmp_path / f"a{mark}.png")
     np.testing.assert_array_equal(load_only(tmp_path), labels)
 
 
@@ -174,6 +175,41 @@ def test_masks_in_black_on_white_are_told(
     check_annotations(prepare(tree, find_samples(tree)[0], tmp_path / "cache"), to_train=False)
     assert "1 images have a nucleus that reaches from border to border" in caplog.text
     assert caplog.text.rstrip().endswith("must not be 0: 1")
+
+
+def test_masks_that_are_all_empty_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen_through = np.dstack([np.zeros((96, 96, 3), np.uint8), annotated(tmp_path) > 0])
+    Image.fromarray(np.uint8(255) * seen_through).save(tmp_path / "a_mask.png")
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    tree = open_tree(tmp_path)
+    images = prepare(tree, find_samples(tree)[0], tmp_path / "cache")
+    check_annotations(images, to_train=True)
+    assert "None of the 1 images has a nucleus: all masks are empty" in caplog.text
+
+
+def test_folders_named_after_sides_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    advise_split(["day1/a", "train", "test2/b"])
+    assert not caplog.text
+    advise_split(["Train/a", "day1/a", "test/b", "test/c"])
+    assert "The folders Train, test are not taken for the split" in caplog.text
+
+
+def test_where_no_image_has_its_mask_it_is_said_what_was_seen(tmp_path: Path) -> None:
+    for folder, mark in (("images", ""), ("masks", "_of_me")):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            Image.new("L", (8, 8)).save(tmp_path / folder / f"{name}{mark}.png")
+    seen = r"2 images such as images/a\.png and 2 masks such as masks/a_of_me\.png"
+    with pytest.raises(InputError, match=f"no annotated image found among {seen}; looked for"):
+        find_samples(open_tree(tmp_path))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="no annotated image found; looked for"):
+        find_samples(open_tree(tmp_path / "none"))
 
 
 def test_a_nucleus_outlined_in_two_parts_is_one(tmp_path: Path) -> None:

@@ -196,6 +196,10 @@ def test_weights_are_mixed_in_proportion_and_counters_are_not() -> None:
     mixed = mix(start, learnt, 0.25)
     assert mixed["weight"].tolist() == [2, 3]
     assert int(mixed["steps"]) == 7
+    half = {name: value.half() if name == "weight" else value for name, value in learnt.items()}
+    mixed = mix(start, half, 0.25)  # as with --trainer.precision 16-true
+    assert mixed["weight"].tolist() == [2, 3]
+    assert mixed["weight"].dtype == torch.float16
 
 
 def test_best_and_last_are_found_below_a_folder(trained: Path, tmp_path: Path) -> None:

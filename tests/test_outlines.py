@@ -248,7 +248,11 @@ def test_planes_of_a_stack_keep_ids_of_their_own(tmp_path: Path) -> None:
 
     write_coco(tmp_path / "nuclei.json", "stack.tif", stack)
     content = json.loads((tmp_path / "nuclei.json").read_text())
-    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    assert [(image["id"], image["plane"]) for image in content["images"]] == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+    ]
     assert [(a["id"], a["image_id"], a["label"]) for a in content["annotations"]] == [
         (1, 1, 1),
         (2, 3, 1),

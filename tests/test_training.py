@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import pickle
@@ -371,7 +372,7 @@ def test_checkpoint_names_make_no_folders(trained: Path) -> None:
 
 def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
     args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
-    assert cellseg("fit", *args, "--trainer.max_epochs", 2, "--trainer.log_every_n_steps", 2) == 0
+    assert cellseg("fit", *args, "--trainer.max_epochs", 2) == 0  # of fewer steps than 10
     tags: dict[str, set[str]] = {}
     for events in tmp_path.rglob("events.out.tfevents.*"):
         for kind, names in EventAccumulator(str(events)).Reload().Tags().items():
@@ -386,6 +387,24 @@ def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
     assert any(name.startswith("config") for name in tags["tensors"])
     assert any("hparams" in name for name in tags["tensors"] | set(_hparams(tmp_path)))
     assert len(scalars(tmp_path, "val/dice")) == 2
+
+
+def test_the_split_is_kept_beside_the_config_and_divides_alike(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    def run(name: str, *flags: object) -> tuple[str, dict[str, Any]]:
+        where = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path / name)
+        assert cellseg("fit", *where, *SMALL, "--trainer.max_epochs", 1, *flags) == 0
+        (table,) = (tmp_path / name).rglob("split.csv")
+        assert (table.parent / "config.yaml").is_file()
+        content = torch.load(find_checkpoint(tmp_path / name), weights_only=True)
+        return table.read_text(), content["NucleiDataModule"]["split"]
+
+    table, split = run("first", "--data.split_seed", 3)
+    rows = {row["image_id"]: row["split"] for row in csv.DictReader(table.splitlines())}
+    assert rows == {sample: side for side, of in split.items() for sample in of.values()}
+    (tmp_path / "own.csv").write_text(table)
+    assert run("second", "--data.split", tmp_path / "own.csv") == (table, split)
 
 
 def _hparams(run: Path) -> list[str]:
@@ -435,11 +454,18 @@ def test_without_validation_training_still_leaves_a_checkpoint(
     assert find_checkpoint(tmp_path).is_file()
 
 
-def test_early_stopping_ends_a_run_that_no_longer_rises(nuclei: Path, tmp_path: Path) -> None:
+def test_early_stopping_ends_a_run_that_no_longer_rises(
+    nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
     stop = ("--early_stopping.patience", 1, "--early_stopping.min_delta", 2)
     assert cellseg("fit", *args, *stop, "--trainer.max_epochs", 50) == 0
     assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
+    assert "Stopped at step 8: no better val/map in 1 validations" in capfd.readouterr().err
+    more = ("--ckpt_path", "last", "--early_stopping.patience", 9, "--trainer.max_epochs", 4)
+    assert cellseg("fit", *args, *more) == 0
+    assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 3
+    assert "Stopped at" not in capfd.readouterr().err
 
 
 def test_fault_30_killed_data_worker_ends_the_run(nuclei: Path, tmp_path: Path) -> None:
@@ -638,6 +664,33 @@ def test_a_run_that_was_moved_knows_its_best(
     assert cellseg("fit", *args, *moved, "--trainer.max_epochs", 2) == 0
     assert len([*tmp_path.rglob("best*.ckpt")]) == 1
     assert step_of(find_checkpoint(tmp_path / "moved", "best")) == 4  # nothing is better than 1
+
+
+def test_a_run_that_saves_at_another_pace_knows_its_best(nuclei: Path, tmp_path: Path) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1, "--tuning.images", 0) == 0
+    best = find_checkpoint(tmp_path, "best")
+    go_on_from_a_score_of_1(best)
+    more = ("--ckpt_path", "last", "--checkpoint.every_n_epochs", 2, "--trainer.max_epochs", 2)
+    assert cellseg("fit", *args, *more) == 0
+    assert [*tmp_path.rglob("best*.ckpt")] == [best]
+
+
+def test_a_run_that_goes_on_from_another_run_leaves_it_alone(
+    nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    args = ("--data.root", nuclei, *SMALL, "--tuning.images", 0, "--trainer.default_root_dir", ".")
+    monkeypatch.chdir(tmp_path / "b")
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
+    other = find_checkpoint(tmp_path / "b")
+    before = other.read_bytes()
+    monkeypatch.chdir(tmp_path / "a")
+    last = Path("../b") / other.relative_to(tmp_path / "b")
+    assert cellseg("fit", *args, "--trainer.max_epochs", 2, "--ckpt_path", last) == 0
+    assert other.read_bytes() == before
+    assert step_of(find_checkpoint(tmp_path / "a")) == 8
 
 
 @pytest.mark.parametrize("logger", ["true", "CSVLogger"])

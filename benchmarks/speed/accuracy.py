@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 import cellseg
-from cellseg.data.cache import default_cache_dir, prepare
-from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.groups import dsb2018
+from cellseg.data.recording import Array
 from cellseg.metrics import Scores, compare
 from cellseg.predict.model import Model
 from speed.figures import Figure
 from speed.setting import Setting
-from speed.subjects import SHIPPED, int8
+from speed.subjects import SHIPPED, int8, side_of_split
 
 PIXELS = 1e-5  # of those in a nucleus
 LOSS = 0.005  # of mean AP
@@ -24,8 +19,6 @@ NAMES = (
     "OpenVINO: nuclei gained or lost",
     "int8: loss of mean AP",
 )
-
-Array = NDArray[Any]
 
 
 def measure(setting: Setting) -> list[Figure]:
@@ -37,10 +30,7 @@ def measure(setting: Setting) -> list[Figure]:
             Figure(7, name, bar=bar, at_most=True, lacking=lacking)
             for name, bar in zip(NAMES, bars, strict=True)
         ]
-    tree = open_tree(setting.data)
-    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == "test"]
-    samples = samples[: 8 if setting.quick else None]
-    annotated = list(prepare(tree, samples, default_cache_dir()))
+    annotated = side_of_split(setting.data, "test")[: 8 if setting.quick else None]
     images = [np.asarray(sample.image()) for sample in annotated]
     truth = [np.asarray(sample.labels()) for sample in annotated]
     slow = predict(cellseg.load(SHIPPED, "torch"), images)

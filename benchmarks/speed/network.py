@@ -6,13 +6,14 @@ PyTorch's, in float32, with as many threads.
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cellseg
-from cellseg.nn.unet import UNet
 from speed.figures import Figure, ratios
 from speed.setting import Setting
 from speed.subjects import model, tensor
@@ -58,15 +59,9 @@ def measure(setting: Setting) -> list[Figure]:
     return [*figures, Figure(1, "NumPy's product / PyTorch's", ratios(ours, other))]
 
 
-def count(net: UNet, image: Tensor) -> int:
+def count(net: nn.Module, image: Tensor) -> int:
     """Floating-point operations of one forward pass, counted without computing it."""
-    with torch.device("meta"):
-        copy = UNet(
-            out_channels=net.head.out_channels,
-            base_channels=net.head.in_channels,
-            depth=net.depth,
-        ).eval()
-        counter = FlopCounterMode(display=False)
-        with counter:
-            copy(torch.empty(image.shape))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        deepcopy(net).to("meta")(image.to("meta"))
     return counter.get_total_flops()

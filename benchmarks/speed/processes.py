@@ -40,14 +40,9 @@ def watch(
         finally:
             process.kill()  # if the benchmark is stopped, so is what it runs
             process.wait()
-    check(process.returncode, log)
-    return readings
-
-
-def check(code: int, log: Path) -> None:
-    """Raise an error that says what a failed command said."""
-    if code:
+    if code := process.returncode:
         raise RuntimeError(f"exit code {code}: {' '.join(log.read_text().split()[-40:])}")
+    return readings
 
 
 def cpu_seconds(root: int) -> float:

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -16,7 +15,10 @@ from torch import Tensor
 
 import cellseg
 from cellseg.checkpoint import Stored, read, resolve
+from cellseg.data.cache import CachedImage, default_cache_dir, prepare
 from cellseg.data.dataset import to_input
+from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.predict.model import Model
@@ -59,7 +61,7 @@ def widened(narrow: Stored, width: int) -> dict[str, Tensor]:
     might be faster with zeros.
     """
     torch.manual_seed(0)
-    wide = SegmentationTask(**architecture(narrow.settings, width)).state_dict()
+    wide = SegmentationTask(**{**narrow.architecture, "base_channels": width}).state_dict()
     for name, value in narrow.weights.items():
         target = wide[name]
         if value.ndim < 4:  # biases and batch normalisation, a number for each channel
@@ -77,15 +79,6 @@ def widened(narrow: Stored, width: int) -> dict[str, Tensor]:
         else:
             target[:outputs, :inputs] = value
     return wide
-
-
-def architecture(settings: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """Arguments of a task like that of a model's settings, but of another width."""
-    return {
-        "out_channels": settings["model.out_channels"],
-        "depth": settings["model.depth"],
-        "base_channels": width,
-    }
 
 
 def write_images(folder: Path, sizes: Mapping[int, int], masks: bool = False) -> list[Path]:
@@ -113,3 +106,10 @@ def write_images(folder: Path, sizes: Mapping[int, int], masks: bool = False) ->
 def tensor(number: int, size: int) -> Tensor:
     """A generated image as the network takes it, (1, 3, size, size)."""
     return to_input(generate(number, size=size)[0], (1.0, 99.8))[None]
+
+
+def side_of_split(root: Path, side: str) -> list[CachedImage]:
+    """The Data Science Bowl's images on one side of the project's split."""
+    tree = open_tree(root)
+    samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] == side]
+    return prepare(tree, samples, default_cache_dir())

@@ -24,15 +24,15 @@ def in_turns(repeats: int, *actions: Callable[[], T], warm_up: bool = True) -> l
     return list(zip(*rounds[warm_up:], strict=True))
 
 
-def seconds_of(action: Callable[[], object], least: float = 0.3) -> Callable[[], float]:
-    """Gives the mean seconds of an action, which is done until `least` seconds are over.
+def seconds_of(action: Callable[[], object]) -> Callable[[], float]:
+    """Gives the mean seconds of an action, which is done until 0.3 seconds are over.
 
     One call of some milliseconds would measure how fast sleeping threads wake up.
     """
 
     def timed() -> float:
         calls, elapsed, started = 0, 0.0, perf_counter()
-        while elapsed < least:
+        while elapsed < 0.3:
             action()
             calls += 1
             elapsed = perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -32,6 +33,7 @@ from cellseg.arguments import (
     parser_options,
     refuse_empty,
 )
+from cellseg.checkpoint import refuse_other
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
@@ -46,14 +48,14 @@ from cellseg.scoring.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 from cellseg.training.allocator import keep_freed_memory
-from cellseg.training.checkpoints import BestAndLast, Patience, WholeCheckpoints
+from cellseg.training.checkpoints import BestAndLast, Patience, Record, WholeCheckpoints
 from cellseg.training.dashboard import Dashboard
 from cellseg.training.tuning import Tuning
 
 log = logging.getLogger(__name__)
 
 # Modules that a config may name classes of, since a `class_path` is code that runs.
-FENCE = ("cellseg", "lightning.pytorch", "torch.optim")
+FENCE = ("cellseg", "lightning.pytorch", "lightning.fabric.plugins.environments", "torch.optim")
 # Callbacks of a training, by the group of their flags.
 TRAINING: dict[str, type[Callback]] = {
     "checkpoint": BestAndLast,
@@ -174,20 +176,21 @@ class Application(LightningCLI):
             command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
             known = [action.dest for action in self._parser(command)._actions]
             raise InputError(explain(str(error), command, known)) from error
-        if self.config.subcommand != "fit":
+        command, choice = self.config.subcommand, self.choice
+        config = self.config[command]
+        check(command, config)
+        if command != "fit":
             for group in TRAINING:
-                self.config[self.config.subcommand].pop(group)
-        check(self.config.subcommand, self.config[self.config.subcommand])
-        if self.choice is None and self.config.subcommand != "fit":  # labels are scored
-            self.config[self.config.subcommand].model.pop("weights", None)
-        if self.choice is not None:
+                config.pop(group)
+        if choice is not None:
             # Lightning loads a whole checkpoint, and the task mere weights.
-            config, choice = self.config[self.config.subcommand], self.choice
             config.ckpt_path = str(choice.path) if choice.whole else None
             if not choice.whole and "weights" not in config.model:
-                raise InputError(f"{self.config.subcommand} needs a model: --ckpt_path CKPT")
+                raise InputError(f"{command} needs a model: --ckpt_path CKPT")
             if "weights" in config.model:
                 config.model.weights = None if choice.whole else choice.name
+        elif command != "fit":  # labels are scored
+            config.model.pop("weights", None)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
@@ -219,7 +222,7 @@ class Application(LightningCLI):
         # that goes on may have it, with the weights that it started from.
         has_one = self._resumed and (self._resumed.parent / "config.yaml").is_file()
         keep = self.subcommand == "fit" and settings.trainer.logger and not has_one
-        self.save_config_callback = SaveConfigCallback if keep else None
+        self.save_config_callback = Record if keep else None
 
     def instantiate_classes(self) -> None:
         try:
@@ -254,8 +257,8 @@ class Application(LightningCLI):
         """The folder of the checkpoint that `fit` goes on from, where the run is below its root."""
         if self.subcommand != "fit" or self.choice is None or not self.choice.whole:
             return None
-        folder = self.choice.path.absolute().parent
-        root = Path(self.config.fit.trainer.default_root_dir).absolute()
+        folder = _absolute(self.choice.path).parent
+        root = _absolute(self.config.fit.trainer.default_root_dir)
         return folder if root in folder.parents else None
 
     def _logger(self, root: str) -> TensorBoardLogger | Literal[False]:
@@ -264,13 +267,15 @@ class Application(LightningCLI):
         if self.subcommand != "fit":
             return TensorBoardLogger(root, name=None, version=self.subcommand)
         version = None
-        if self._resumed and self._resumed.parents[1] == Path(root).absolute() / "lightning_logs":
+        if self._resumed and self._resumed.parents[1] == _absolute(root) / "lightning_logs":
             version = self._resumed.parent.name
         # Lightning's own choice of logger also draws a metric that is always -1.
         return TensorBoardLogger(root, version=version, default_hp_metric=False)
 
     def after_instantiate_classes(self) -> None:
         if self.choice is not None:
+            if self.choice.whole:
+                refuse_other(self.choice.stored.weights, self.model, self.choice.name)
             self.datamodule.trained_split = self.choice.stored.split
             self.model.adopt(self.choice.stored)
         if self.subcommand != "fit":
@@ -381,6 +386,11 @@ class Application(LightningCLI):
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]
         return str(parser.dump(config, skip_none=False, format=format))
+
+
+def _absolute(path: Path | str) -> Path:
+    """Unlike `Path.absolute` without `..`, which hides in which folder a path lies."""
+    return Path(os.path.abspath(path))
 
 
 def _named(group: str, values: dict[str, Any]) -> dict[str, Any]:

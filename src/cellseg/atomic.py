@@ -27,7 +27,7 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
     Args:
         path: The file.
         second_name: Where another program holds the file, as a spreadsheet does on Windows,
-            write `<name>_2` instead and say so.
+            write `second_of` it instead and say so.
 
     Raises:
         InputError: The name is too long for the file system.
@@ -43,12 +43,17 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
             except PermissionError:
                 if not second_name:
                     raise
-                second = path.with_stem(f"{path.stem}_2")
+                second = second_of(path)
                 os.replace(name, second)
                 log.warning("%s is open in another program; written as %s", path, second.name)
     finally:
         with suppress(OSError):
             name.unlink(missing_ok=True)
+
+
+def second_of(path: Path) -> Path:
+    """The name for a file of which another program holds the first."""
+    return path.with_stem(f"{path.stem}_2")
 
 
 def write_text(path: Path, text: str) -> None:

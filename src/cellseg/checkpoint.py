@@ -10,6 +10,7 @@ import hashlib
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cellseg.adapt import DIAMETER
 from cellseg.atomic import draft
-from cellseg.errors import DAMAGE, InputError
+from cellseg.errors import DAMAGE, InputError, few
 from cellseg.instances import Decoding
 
 # What must agree with the weights; a flag that says otherwise is refused.
@@ -106,6 +107,27 @@ def read(path: Path) -> Stored:
         InputError: The file is damaged, holds more than data, or is of something else.
     """
     return _read_released(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
+
+
+def refuse_other(weights: Mapping[str, Tensor], module: nn.Module, name: str) -> None:
+    """Refuse weights that a module has no place for, or that leave some of it without.
+
+    Args:
+        weights: Name to tensor.
+        module: What is to take them.
+        name: For the error.
+
+    Raises:
+        InputError: They differ in names or shapes.
+    """
+    own = module.state_dict()
+    differing = sorted(
+        key
+        for key in own.keys() | weights.keys()
+        if key not in own or key not in weights or own[key].shape != weights[key].shape
+    )
+    if differing:
+        raise InputError(f"{name}: of another architecture: it differs in {few(differing)}")
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

@@ -48,8 +48,9 @@ def compare(target: NDArray[Any], preds: NDArray[Any]) -> dict[str, float]:
     pred, pred_area = _numbered(preds)
     pairs, overlap = np.unique(true * len(pred_area) + pred, return_counts=True)
     i, j = np.divmod(pairs, len(pred_area))
-    missed = np.count_nonzero(2 * overlap[(i > 0) & (j == 0)] > true_area[i[(i > 0) & (j == 0)]])
-    extra = np.count_nonzero(2 * overlap[(i == 0) & (j > 0)] > pred_area[j[(i == 0) & (j > 0)]])
+    no_pred, no_true = (i > 0) & (j == 0), (i == 0) & (j > 0)
+    missed = np.count_nonzero(2 * overlap[no_pred] > true_area[i[no_pred]])
+    extra = np.count_nonzero(2 * overlap[no_true] > pred_area[j[no_true]])
 
     both = (i > 0) & (j > 0)
     i, j, overlap = i[both], j[both], overlap[both]
@@ -132,8 +133,8 @@ class Scores(Metric):
     counts: Tensor
     iou_sum: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self) -> None:
+        super().__init__()
         nothing = compare(np.zeros((1, 1), int), np.zeros((1, 1), int))
         self._counts = tuple(name for name in nothing if name != "iou_sum")
         self._scores = (*scores(nothing), "count_error")

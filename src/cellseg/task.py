@@ -16,8 +16,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from cellseg.adapt import DIAMETER
-from cellseg.checkpoint import Stored, read, resolve
-from cellseg.errors import InputError
+from cellseg.checkpoint import Stored, read, refuse_other, resolve
 from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
@@ -181,7 +180,10 @@ class SegmentationTask(pl.LightningModule):
         # Biases and batch normalisation are not decayed: shrinking them does not regularise.
         decayed = [p for p in self.parameters() if p.ndim > 1]
         kept = [p for p in self.parameters() if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "decayed": True},
+            {"params": kept, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(
             groups,
             lr=self.lr,
@@ -214,7 +216,7 @@ class SegmentationTask(pl.LightningModule):
             for group in state["param_groups"]:
                 for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
                     group[name] *= ratio
-                if group.get("weight_decay"):
+                if group.get("decayed"):
                     group["weight_decay"] = self.weight_decay
         for state in checkpoint.get("lr_schedulers", []):
             if "base_lrs" in state:
@@ -222,10 +224,8 @@ class SegmentationTask(pl.LightningModule):
 
     def _start_from(self, weights: str) -> None:
         stored = read(resolve(weights))
-        try:
-            self.load_state_dict(stored.weights)
-        except RuntimeError as error:
-            raise InputError(f"{weights}: of another architecture: {error}") from error
+        refuse_other(stored.weights, self, weights)
+        self.load_state_dict(stored.weights)
         self.initial_weights = stored.weights
         self.adopt(stored)
 

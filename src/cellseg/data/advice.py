@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 FEW = 30
 # Below so many images, each is looked at for what people forget when they annotate.
 CHECKED = 200
+# How people call folders that hold the sides of a split.
+SIDES_BY_NAME = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 def check_annotations(annotated: Sequence[Annotated], to_train: bool) -> None:
@@ -33,6 +36,11 @@ def check_annotations(annotated: Sequence[Annotated], to_train: bool) -> None:
         log.warning(
             f"{len(half)} images look annotated in one part only, which teaches that the "
             f"other nuclei are background; cut them to that part: {few(half)}"
+        )
+    if annotated and not any(sample.labels().any() for sample in annotated):
+        log.warning(
+            f"None of the {len(annotated)} images has a nucleus: all masks are empty; nuclei must "
+            "not be 0, nor seen by their transparency alone"
         )
     inverted = [s.id for s in annotated if is_inverted(s.labels())]
     if inverted:
@@ -51,6 +59,16 @@ def advise_folds(annotated: Sequence[Annotated], groups: Collection[str]) -> Non
             "The test side of so few images says little. To score all of them, train once with "
             f"each of --data.fold 0 to {folds - 1} of --data.folds {folds}, below one folder; "
             "then cellseg test --ckpt_path FOLDER"
+        )
+
+
+def advise_split(ids: Sequence[str]) -> None:
+    """Say that folders do not divide the images, where their names are those of sides."""
+    tops = sorted({PurePosixPath(sample).parts[0] for sample in ids if "/" in sample})
+    if sides := [top for top in tops if top.lower() in SIDES_BY_NAME]:
+        log.warning(
+            f"The folders {', '.join(sides)} are not taken for the split; --data.split names a "
+            "table that says it, and --data.root one of them"
         )
 
 

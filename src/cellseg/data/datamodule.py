@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from cellseg.adapt import median_diameter
 from cellseg.cores import cores
-from cellseg.data.advice import advise_folds, check_annotations
+from cellseg.data.advice import advise_folds, advise_split, check_annotations
 from cellseg.data.annotated import find_annotated
 from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import Annotated, CropDataset, WholeImageDataset
@@ -187,7 +187,8 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "predict":
-            self._setup_predict()
+            # One process looks, since folders shared by several machines differ for seconds.
+            self.files = self.agree(self._find)
         elif not self.sides:
             self._setup_sides(TrainerFn(stage).value)
 
@@ -299,12 +300,6 @@ class NucleiDataModule(pl.LightningDataModule):
             )
         return self._found[flag]
 
-    def _setup_predict(self) -> None:
-        if self.predict_dir is None:
-            raise InputError("nothing to predict: name images with --data.predict_dir PATH")
-        # One process looks, since folders shared by several machines differ for seconds.
-        self.files = self.agree(self._find)
-
     def _find(self) -> Files:
         assert self.predict_dir is not None
         base, stems = files_to_predict(
@@ -339,6 +334,8 @@ class NucleiDataModule(pl.LightningDataModule):
                     f"{way_out} all images"
                 )
         check_annotations(annotated, to_train=stage == "fit")
+        if stage == "fit" and not self.recipe.asked:
+            advise_split(list(by_id))
         if stage == "fit" and not self.recipe.folds:
             advise_folds(annotated, {group for group, _ in self._origins.values()})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,9 @@ class ZipTree(Tree):
             raise InputError(f"{path}: not a readable zip archive ({error})") from error
         self._entries = {e.filename: e for e in self._zip.infolist() if not e.is_dir()}
         for name, entry in self._entries.items():
+            is_link = stat.S_ISLNK(entry.external_attr >> 16)
+            if is_link or name.startswith("/") or ".." in name.split("/"):
+                raise InputError(f"{path}: {name} leads out of the archive; refused")
             # No PNG or TIFF shrinks like this; a decompression bomb does.
             if entry.file_size > 1000 * max(entry.compress_size, 1000):
                 raise InputError(f"{path}: {name} claims {entry.file_size:,} bytes; refused")
@@ -102,6 +106,11 @@ def open_tree(root: Path, flag: str = "--data.root") -> Tree:
     """
     if root.is_file() and zipfile.is_zipfile(root):
         return ZipTree(root)
+    if root.is_file():
+        raise InputError(
+            f"{flag} {root}: neither a folder nor a whole zip archive; if it was downloaded, fetch "
+            "it again"
+        )
     if not root.is_dir():
         raise InputError(f"{flag} {root}: no such folder or zip archive")
     tree = Tree(root)
@@ -132,8 +141,17 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
             images += _flat(names)
     samples = [image for image in images if image.masks]
     missing = [image.image for image in images if not image.masks]
+    used = {mask for sample in samples for mask in sample.masks}
+    every = {name for names in folders.values() for name in names if _is_mask(name)}
+    unused = sorted(every - used - {image.image for image in images})
     if not samples:
-        raise InputError(f"{tree.root}: no annotated image found; looked for {LAYOUTS}")
+        seen = [
+            f"{len(names)} {what} such as {names[0]}"
+            for what, names in (("images", missing), ("masks", unused))
+            if names
+        ]
+        among = f" among {' and '.join(seen)}" if seen else ""
+        raise InputError(f"{tree.root}: no annotated image found{among}; looked for {LAYOUTS}")
     by_id: dict[str, Sample] = {}
     for sample in samples:
         other = by_id.setdefault(sample.id, sample)
@@ -141,10 +159,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
             raise InputError(
                 f"{tree.root}: {other.image} and {sample.image} are both '{sample.id}'"
             )
-    used = {mask for sample in samples for mask in sample.masks}
-    every = {name for names in folders.values() for name in names if _is_mask(name)}
-    unused = every - used - {image.image for image in images}
-    return [by_id[key] for key in sorted(by_id)], missing, sorted(unused)
+    return [by_id[key] for key in sorted(by_id)], missing, unused
 
 
 def _is_mask(name: str) -> bool:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # How the names of results end that are images themselves.
 RESULTS = ("_labels.tif", "_overlay.png", "_probs.tif")
 # And the stems of label images: ours, Cellpose's, usual ones.
-PREDICTED = ("_labels", "_cp_masks", "_masks", "_mask")
+PREDICTED = ("_labels", "_label", "-labels", "_cp_masks", "_masks", "_mask", "_seg")
 # What a folder of masks is called, beside the folder `images`.
 MASKS = ("masks", "labels")
 # How the program's name in our TIFFs and PNGs begins, so that none is taken for an image.

@@ -57,7 +57,7 @@ def read_file(source: Path | bytes, name: str = "", by_windows: bool = False) ->
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{name}: not an image, or damaged at its start") from error
+        raise InputError(f"{name}: not an image, or damaged; copy it again") from error
     except Exception as error:  # each decoder has exceptions of its own for damage
         raise unreadable(name, error) from error
 
@@ -178,4 +178,6 @@ def _read_czi(file: File, name: str) -> Recording:
 
 def _missing(name: str, suffix: str) -> InputError:
     package = {".nd2": "nd2", ".czi": "'czifile<2026'"}[suffix]
-    return InputError(f"{name}: reading {suffix} needs another package: pip install {package}")
+    return InputError(
+        f"{name}: reading {suffix} needs the extra `vendor`, or just pip install {package}"
+    )

@@ -241,9 +241,10 @@ def granted_memory(
 
 def unreadable(name: str, error: Exception) -> InputError:
     """What to raise where a decoder has failed."""
-    text = (error.strerror if isinstance(error, OSError) else "") or str(error)
-    cause = " ".join(text.split()) or type(error).__name__
-    return InputError(f"{name}: cannot be read: {cause}")
+    of_system = error.strerror if isinstance(error, OSError) else ""
+    cause = " ".join((of_system or str(error)).split()) or type(error).__name__
+    way_out = "" if of_system else "; copy it again, or save it anew"
+    return InputError(f"{name}: cannot be read: {cause}{way_out}")
 
 
 def side_of_square(width: float | None, height: float | None) -> float | None:

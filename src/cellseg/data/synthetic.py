@@ -180,17 +180,15 @@ class Generated:
 
     Args:
         number: See `generate`.
-        seed: See `generate`.
-        size: See `generate`.
     """
 
-    def __init__(self, number: int, seed: int = 0, size: int = 256) -> None:
+    def __init__(self, number: int) -> None:
         self.id = f"generated-{number:04d}"
-        self._recipe = (number, seed, size)
+        self.number = number
 
     @cached_property
     def _drawn(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        return generate(*self._recipe)
+        return generate(self.number)
 
     def image(self) -> NDArray[np.uint8]:
         """(size, size, 3)."""

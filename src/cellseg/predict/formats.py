@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_OID, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +119,8 @@ def _tags(
             metadata |= {f"PhysicalSize{side}": size, f"PhysicalSize{side}Unit": "µm"}
     if imagej or ome:
         metadata["axes"] = f"{named}YX"
+    if ome:  # tifffile's would make other bytes of the same labels each time
+        metadata["UUID"] = str(uuid5(NAMESPACE_OID, f"{SOFTWARE} {shape} {highest} {metadata}"))
     return {
         "imagej": imagej, "ome": ome, "compression": "zlib", "software": SOFTWARE,
         "photometric": "minisblack", "resolution": resolution, "resolutionunit": unit,

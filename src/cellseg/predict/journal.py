@@ -179,9 +179,15 @@ class Journal:
             return place
         return self._digests_at.get(file)
 
-    def add_table(self, name: str, draft: Path) -> None:
-        """Tell of a file of the whole run before it is in place, where another shard finds it."""
-        self._tell({"table": name, "digest": digest_of(draft)})
+    def add_table(self, name: str, draft: Path) -> str:
+        """Tell of a file of the whole run before it is in place, where another shard finds it.
+
+        Returns:
+            Its digest.
+        """
+        digest = digest_of(draft)
+        self._tell({"table": name, "digest": digest})
+        return digest
 
     def add(self, file: str, entry: Mapping[str, Any]) -> None:
         """Tell that a file is done.
@@ -210,7 +216,7 @@ class Journal:
         known = self._digests(file)
         self._tell({**content, "digests_at": self._place_of_digests(file)})
         for name in known.keys() - set(outputs):
-            self._remove(name, known[name])
+            self.remove(name, known[name])
 
     def _tell(self, content: Mapping[str, Any]) -> None:
         # Of machines that share a folder, one may be ahead in time.
@@ -221,9 +227,10 @@ class Journal:
     def remove_tables(self, names: Collection[str]) -> None:
         """Delete files of the whole run, unless someone has changed them."""
         for name in names:
-            self._remove(name, self.tables[name])
+            self.remove(name, self.tables[name])
 
-    def _remove(self, name: str, digests: Collection[str]) -> None:
+    def remove(self, name: str, digests: Collection[str]) -> None:
+        """Delete a file if it has one of these digests; else someone has changed it."""
         path = self.dir / name
         try:
             if path.is_file() and digest_of(path) in digests:

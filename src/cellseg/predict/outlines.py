@@ -171,16 +171,17 @@ def write_coco(path: Path, file_name: str, labels: Array, planes: Sequence[int] 
     Args:
         path: A file ending in `.json`.
         file_name: The image that the annotations belong to.
-        labels: (H, W), or (P, H, W) whose planes become images of the same name.
-        planes: Their indices in the file, from 0, to which the ids of the images add 1; by default
-            all.
+        labels: (H, W), or (P, H, W) whose planes become images of the same name, told apart by
+            `plane`.
+        planes: Their indices in the file, from 0; by default all.
     """
     height, width = labels.shape[-2:]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for plane, image in _planes(labels, planes):
         image_id = plane or 1
-        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        facts = {"id": image_id, "file_name": file_name, "height": height, "width": width}
+        images.append(facts | ({"plane": plane - 1} if plane else {}))
         for number, (starts, lengths) in _runs(image.ravel(order="F")).items():
             ends = starts + lengths
             left, right = int(starts[0] // height), int((ends[-1] - 1) // height) + 1

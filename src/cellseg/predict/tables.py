@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.atomic import as_json, draft
+from cellseg.atomic import as_json, draft, second_of
+from cellseg.data.digests import digest_of
 from cellseg.errors import InputError
 from cellseg.predict.drafts import make_way
 from cellseg.predict.journal import Journal
@@ -64,10 +65,14 @@ def write_tables(
         path = journal.dir / name
         with draft(path, second_name=True) as unfinished:
             result = write(unfinished)
-            journal.add_table(name, unfinished)
+            digest = journal.add_table(name, unfinished)
             journal.reload()
             with suppress(PermissionError, InputError):  # it is open in another program
                 make_way(path, journal.tables[name])
+        second = second_of(path)
+        both = second.is_file() and path.is_file()
+        if both and digest_of(path) == digest:  # an earlier run could not write the first
+            journal.remove(second.name, journal.tables[name])
         written.add(name)
         return result
 

@@ -147,7 +147,7 @@ def rows(images: Sequence[Scored]) -> str:
 
 
 def comparison(
-    image: NDArray[np.float32], target: NDArray[Any], preds: NDArray[Any], side: int = 384
+    image: NDArray[np.float32], target: NDArray[Any], preds: NDArray[Any]
 ) -> NDArray[np.uint8]:
     """The image, with the outlines of the truth, and with those of the prediction.
 
@@ -155,9 +155,9 @@ def comparison(
         image: (H, W, 3) in [0, 1].
         target: (H, W) true labels.
         preds: (H, W) predicted labels.
-        side: Larger images are cut to their top-left corner.
     """
-    image, target, preds = (array[:side, :side] for array in (image, target, preds))
+    # Of larger images the top-left corner.
+    image, target, preds = (array[:384, :384] for array in (image, target, preds))
     gap = np.full((len(image), 4, 3), 128, np.uint8)
     return np.hstack([to_bytes(image), gap, outlined(image, target), gap, outlined(image, preds)])
 

@@ -51,7 +51,7 @@ def summary(images: Sequence[Scored]) -> dict[str, float]:
     }
 
 
-def resample(images: Sequence[Scored], seed: int = 0) -> dict[str, NDArray[np.float64]]:
+def resample(images: Sequence[Scored]) -> dict[str, NDArray[np.float64]]:
     """The scores of `RESAMPLES` bootstrap samples, drawn by group with replacement.
 
     Two methods on the same images get the same samples, as a paired comparison needs.
@@ -67,7 +67,7 @@ def resample(images: Sequence[Scored], seed: int = 0) -> dict[str, NDArray[np.fl
     table = np.zeros((len(names), 1 + len(means) + len(sums)))
     for image in images:
         table[place[image.group]] += [1, *image.scores.values(), *image.sums.values()]
-    weights = np.random.default_rng(seed).multinomial(
+    weights = np.random.default_rng(0).multinomial(
         len(names), np.full(len(names), 1 / len(names)), RESAMPLES
     )
     drawn = weights @ table

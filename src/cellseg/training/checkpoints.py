@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from cellseg.atomic import write_text
 from cellseg.checkpoint import write
 from cellseg.errors import InputError
 
@@ -43,6 +47,11 @@ class BestAndLast(ModelCheckpoint):
         self._buffers: dict[str, Tensor] = {}  # as they were before the batches of a step
         # Folder of the checkpoint of a run that goes on; set by `application`.
         self.resumed: Path | None = None
+
+    @property
+    def state_key(self) -> str:
+        # Lightning's also has `every_n_epochs`: a run that changes it would forget its best.
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = state_dict["best_model_path"]
@@ -165,3 +174,28 @@ class Patience(EarlyStopping):
     ) -> None:
         # Not strict, for runs that skip validation.
         super().__init__(monitor, min_delta, patience, mode=mode, strict=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # the user's wins
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            log.info(
+                "Stopped at step %d: no better %s in %d validations; a higher "
+                "--early_stopping.patience waits longer",
+                trainer.global_step, self.monitor, self.wait_count,
+            )  # fmt: skip
+
+
+class Record(SaveConfigCallback):
+    """Keeps the config of a run and, as a table that `--data.split` takes, its split."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        lines = io.StringIO(newline="")
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerow(["image_id", "split"])
+        for side, samples in trainer.datamodule.sides.items():  # type: ignore[attr-defined]
+            writer.writerows([sample.id, side] for sample in samples)
+        write_text(Path(trainer.log_dir or "") / "split.csv", lines.getvalue())

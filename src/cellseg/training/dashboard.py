@@ -49,6 +49,10 @@ class Dashboard(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start_clock()  # Lightning starts no epoch when it resumes within one
+        # A run of few steps has a curve too.
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+        most = min(trainer.log_every_n_steps, max(1, int(steps)))  # type: ignore[attr-defined]
+        trainer.log_every_n_steps = most  # type: ignore[attr-defined]
         writer = _writer(trainer)
         if writer is not None and self.config_text:
             # Indented by four, Markdown shows it as it is.

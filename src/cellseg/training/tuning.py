@@ -77,7 +77,8 @@ class Tuning(pl.Callback):
 
     def _tune(self, trainer: pl.Trainer, pl_module: SegmentationTask) -> None:
         best = _best_of(trainer)
-        if not trainer.is_global_zero or not self.images:
+        unwanted = not self.images or getattr(trainer, "fast_dev_run", False)
+        if not trainer.is_global_zero or unwanted:
             return
         if best is None:
             score = getattr(_checkpoint_of(trainer), "monitor", "score")
@@ -146,15 +147,15 @@ class Tuning(pl.Callback):
         dataset = datamodule.whole_images("val")
         # None are known where there was nothing left to train.
         limit = trainer.world_size * sum(trainer.num_val_batches) or len(dataset)
-        most = int(min(self.images, limit))
+        count = int(min(self.images, limit, len(dataset)))
         # Spread over the images, which are sorted, so that all kinds are there.
-        places = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int))
+        places = np.linspace(0, len(dataset) - 1, count).astype(int)
         predictions = []
         pl_module.eval()
         with torch.inference_mode(), trainer.precision_plugin.val_step_context():
             for place in tqdm(places.tolist(), "Predicting for tuning", leave=False, disable=None):
                 item = dataset[(place, False)]
-                probs = pl_module.probs(item["image"][None].to(pl_module.device))
+                probs = pl_module.probs(item["image"][None])
                 predictions.append((probs.astype(np.float16), item["labels"].numpy()))
         return predictions
 
@@ -174,7 +175,7 @@ def _best_of(trainer: pl.Trainer) -> Path | None:
 def mix(start: Weights, learnt: Weights, share: float) -> Weights:
     """Weights between two, with so much of the second; whole numbers are those of the second."""
     return {
-        name: start[name].lerp(value, share) if value.is_floating_point() else value
+        name: start[name].to(value).lerp(value, share) if value.is_floating_point() else value
         for name, value in learnt.items()
     }
 
