@@ -111,6 +111,19 @@ def test_every_format_holds_the_same_nuclei(predict: Run, tmp_path: Path) -> Non
     assert "a_overlay.png" in (out / "report.html").read_text()
 
 
+def test_images_that_are_rescaled_are_counted_and_have_the_flag(
+    predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    assert predict("--data.diameter", 40) == 0
+    assert "1 images, 0 errors, 1 nuclei, 1 rescaled; see" in re.sub(
+        r"\d+ nuclei", "1 nuclei", capfd.readouterr().err
+    )
+    (row,) = table(tmp_path / "out" / "summary.csv")
+    assert row["scale"] == "0.5"
+    assert row["message"].endswith("rescaled by 0.5 (--data.diameter 40)")
+
+
 def test_tables_of_a_run_in_which_nothing_could_be_done_have_their_headers(
     predict: Run, tmp_path: Path
 ) -> None:

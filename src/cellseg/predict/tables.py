@@ -56,7 +56,7 @@ def write_tables(
 
     Returns:
         `images`, `errors`, and `nuclei`, or with stacks among the images `planes` in its place,
-        since a nucleus is in many planes.
+        since a nucleus is in many planes; and how many images were `rescaled`, if any.
     """
     found = _Found(report="report" in formats)
     written = set()
@@ -80,6 +80,7 @@ def write_tables(
         put("summary.csv", lambda path: _write_csv(path, _summary(journal, files, found), SUMMARY))
         totals = {"images": found.images, "errors": found.errors}
         totals |= {"planes": found.planes} if found.stacks else {"nuclei": found.nuclei}
+        totals |= {"rescaled": found.rescaled} if found.rescaled else {}
         columns = _columns(journal, found.objects)
         objects = partial(_objects, journal, found.objects, columns)
         if "table" in formats:
@@ -128,6 +129,7 @@ class _Found:
     report: bool
     images: int = 0
     errors: int = 0
+    rescaled: int = 0
     planes: int = 0
     stacks: int = 0
     nuclei: int = 0
@@ -150,6 +152,7 @@ def _summary(journal: Journal, files: Iterable[str], found: _Found) -> Iterator[
             entry = journal.read(file)
             rows = entry["rows"]
             found.images += 1
+            found.rescaled += rows[0]["scale"] != "1"
             found.planes += len(rows)
             found.stacks += rows[0]["plane"] != ""
             found.nuclei += sum(row["nuclei"] for row in rows)
