@@ -22,7 +22,7 @@ from speed.subjects import side_of_split
 
 FACTORS = (1 / 2, 1, 2, 3)
 LARGEST = 400  # px of an image's side, before it is rescaled
-FEWEST = 12  # nuclei; `auto` asks for ten that it finds, unless they are large
+FEWEST = 12  # nuclei
 
 
 def run(root: Path, out: Path, side: str) -> None:

@@ -45,8 +45,8 @@ def test_the_median_diameter_is_that_of_equal_discs_and_none_for_too_few() -> No
         centre = (30 + 70 * (number // 4), 30 + 70 * (number % 4))
         labels[disk(centre, 20)] = number + 1
     assert median_diameter([labels]) == pytest.approx(40, rel=0.02)
-    assert median_diameter([labels * (labels < 10)]) is None
-    two = [labels * (labels < 7), labels * (labels < 7)]
+    assert median_diameter([labels * (labels < 3)]) is None
+    two = [labels * (labels < 3), labels * (labels < 3)]
     assert median_diameter(two) == pytest.approx(40, rel=0.02)
 
 
@@ -203,22 +203,24 @@ def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) 
     ("diameter", "count", "as_it_is", "rescaled", "factor"),
     [
         (8, 10, 0.85, 0.90, 3),
-        (8, 10, 0.85, 0.845, 3),  # hardly less sure
-        (8, 10, 0.85, 0.82, 1),
-        (8, 10, 0.93, 0.99, 1),  # sure enough as it is
-        (8, 9, 0.85, 0.90, 1),  # too few to tell
+        (8, 3, 0.85, 0.76, 3),  # a little less sure
+        (8, 10, 0.85, 0.74, 1),
+        (8, 10, 0.975, 0.99, 1),  # sure enough as it is
+        (8, 2, 0.85, 0.90, 1),  # too few to tell
+        (11, 10, 0.85, 0.90, 1),  # not small enough for the time it takes
         (60, 3, 0.95, 0.99, 1 / 3),
-        (60, 3, 0.95, 0.96, 1 / 3),  # a little less sure, as of smaller nuclei
-        (60, 3, 0.95, 0.90, 1),
+        (60, 3, 0.95, 0.89, 1 / 3),
+        (60, 3, 0.95, 0.84, 1),
+        (60, 3, 0.975, 0.99, 1),
         (60, 2, 0.95, 0.99, 1),
         (20, 20, 0.70, 0.99, 1),  # of the size that it knows
     ],
 )
-def test_auto_rescales_where_the_model_is_not_less_sure_then(
+def test_auto_rescales_where_the_model_is_unsure_and_not_much_less_sure_then(
     diameter: int, count: int, as_it_is: float, rescaled: float, factor: float
 ) -> None:
     other = 3 if diameter < 20 else 1 / 3
-    sure = {(factor, True): rescaled for factor in (1 / 2, other)}
+    sure = {(factor, True): rescaled for factor in (1 / 2, 1 / 3, other)}
     model = segmenter(diameter, count, {(1, True): as_it_is} | sure)
     view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
     assert view.factor == factor

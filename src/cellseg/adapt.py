@@ -23,15 +23,18 @@ KNOWN = (0.6, 1.5)
 # Mean difference of its colours up to which it is grey, as with a pen mark or a tinted lamp. In the
 # Data Science Bowl's stained images it is at least .10.
 TINT = 0.05
-# Enlarging takes long: where a model is as sure as this of an image as it is, it is not tried.
-SURE = 0.92
-# By how much it may be less sure of an image once that is rescaled. Of smaller nuclei, of which
-# more pixels are at the border, it is less sure anyway.
-SHRUNK, ENLARGED = 0.03, 0.01
+# Where a model is as sure as this of an image as it is, it knows nuclei of their size.
+SURE = 0.97
+# By how much it may be less sure of an image once that is rescaled. A probability falls off over
+# some pixels at each border, of which rescaled nuclei have more or fewer.
+LESS_SURE = 0.1
+# Enlarging takes four or nine times as long: it is tried for nuclei of less than this part of the
+# diameter that the model was trained on.
+SMALL = 0.5
 # Median diameter in px of the nuclei in the 2018 Data Science Bowl's training images.
 DIAMETER = 19.7
-# Fewer nuclei say little about their size; but of large ones an image has few.
-FEWEST, FEWEST_LARGE = 10, 3
+# Fewer nuclei say nothing about their size.
+FEWEST = 3
 
 
 def factor_for(diameter: float, trained: float) -> float:
@@ -46,11 +49,11 @@ def factor_for(diameter: float, trained: float) -> float:
     return min(FACTORS, key=lambda factor: abs(math.log(factor * diameter / trained)))
 
 
-def median_diameter(images: Iterable[NDArray[Any]], fewest: int = FEWEST) -> float | None:
+def median_diameter(images: Iterable[NDArray[Any]]) -> float | None:
     """The median equivalent diameter in px of the nuclei in labels (H, W); None for too few."""
     areas = np.concatenate([np.bincount(labels.ravel())[1:] for labels in images])
     areas = areas[areas > 0]
-    return float(equivalent_diameter(np.median(areas))) if len(areas) >= fewest else None
+    return float(equivalent_diameter(np.median(areas))) if len(areas) >= FEWEST else None
 
 
 def rescale(image: Tensor, factor: float) -> Tensor:

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellseg.adapt import (
-    ENLARGED,
-    FEWEST,
-    FEWEST_LARGE,
+    LESS_SURE,
     SHRINKING,
-    SHRUNK,
+    SMALL,
     SURE,
     factor_for,
     is_bright,
@@ -131,22 +129,20 @@ class Segmenter:
         self, sample: Tensor, found: Segmentation
     ) -> tuple[float, float | None, Segmentation]:
         """The factor for a plane whose nuclei as it is are `found`, their diameter, and they."""
-        diameter = median_diameter([found.labels], FEWEST_LARGE)
+        diameter = median_diameter([found.labels])
         if diameter is None:
             # Of the largest nuclei the model finds not even pieces, unless it sees them smaller.
             for factor in SHRINKING:
                 smaller = self.segment(sample, factor)
-                diameter = median_diameter([smaller.labels], FEWEST_LARGE)
+                diameter = median_diameter([smaller.labels])
                 if diameter and factor_for(diameter, self.diameter) == factor:
                     return factor, diameter, smaller
             return 1.0, None, found
         wanted = factor_for(diameter, self.diameter)
-        worth_it = found.confidence < SURE and found.labels.max() >= FEWEST
-        if wanted < 1 or (wanted > 1 and worth_it):
+        worth_it = wanted < 1 or (wanted > 1 and diameter < SMALL * self.diameter)
+        if worth_it and found.confidence < SURE:
             rescaled = self.segment(sample, wanted)
-            # The model is surer of nuclei whose size it knows.
-            tolerance = SHRUNK if wanted < 1 else ENLARGED
-            if rescaled.confidence > found.confidence - tolerance:
+            if rescaled.confidence > found.confidence - LESS_SURE:
                 return wanted, diameter, rescaled
         return 1.0, diameter, found
 
