@@ -20,7 +20,7 @@ from cellseg.adapt import DIAMETER, to_grid
 from cellseg.cli import main
 from speed.subjects import side_of_split
 
-FACTORS = (1 / 2, 1, 2, 3)
+FACTORS = (1 / 3, 1 / 2, 1, 2, 3)
 LARGEST = 400  # px of an image's side, before it is rescaled
 FEWEST = 12  # nuclei
 

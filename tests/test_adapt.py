@@ -203,20 +203,20 @@ def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) 
     ("diameter", "count", "as_it_is", "rescaled", "factor"),
     [
         (8, 10, 0.85, 0.90, 3),
-        (8, 3, 0.85, 0.76, 3),  # a little less sure
-        (8, 10, 0.85, 0.74, 1),
+        (8, 3, 0.85, 0.70, 3),  # less sure, but they are there
+        (8, 10, 0.85, 0.10, 1),  # gone, as pieces of larger ones
         (8, 10, 0.975, 0.99, 1),  # sure enough as it is
         (8, 2, 0.85, 0.90, 1),  # too few to tell
         (11, 10, 0.85, 0.90, 1),  # not small enough for the time it takes
         (60, 3, 0.95, 0.99, 1 / 3),
-        (60, 3, 0.95, 0.89, 1 / 3),
-        (60, 3, 0.95, 0.84, 1),
+        (60, 3, 0.95, 0.80, 1 / 3),
+        (60, 3, 0.95, 0.10, 1),
         (60, 3, 0.975, 0.99, 1),
         (60, 2, 0.95, 0.99, 1),
         (20, 20, 0.70, 0.99, 1),  # of the size that it knows
     ],
 )
-def test_auto_rescales_where_the_model_is_unsure_and_not_much_less_sure_then(
+def test_auto_rescales_where_the_model_is_unsure_and_finds_them_then_too(
     diameter: int, count: int, as_it_is: float, rescaled: float, factor: float
 ) -> None:
     other = 3 if diameter < 20 else 1 / 3

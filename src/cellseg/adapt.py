@@ -25,9 +25,10 @@ KNOWN = (0.6, 1.5)
 TINT = 0.05
 # Where a model is as sure as this of an image as it is, it knows nuclei of their size.
 SURE = 0.97
-# By how much it may be less sure of an image once that is rescaled. A probability falls off over
-# some pixels at each border, of which rescaled nuclei have more or fewer.
-LESS_SURE = 0.1
+# The least part of the area of what it found as it is that it is to find rescaled: nuclei that look
+# small since JPEG has broken them vanish when their pieces are enlarged. (Confidences say less: a
+# probability falls off over some pixels at each border, whatever the size of a nucleus.)
+KEPT = 0.9
 # Enlarging takes four or nine times as long: it is tried for nuclei of less than this part of the
 # diameter that the model was trained on.
 SMALL = 0.5

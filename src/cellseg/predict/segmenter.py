@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellseg.adapt import (
-    LESS_SURE,
+    KEPT,
     SHRINKING,
     SMALL,
     SURE,
@@ -142,7 +142,7 @@ class Segmenter:
         worth_it = wanted < 1 or (wanted > 1 and diameter < SMALL * self.diameter)
         if worth_it and found.confidence < SURE:
             rescaled = self.segment(sample, wanted)
-            if rescaled.confidence > found.confidence - LESS_SURE:
+            if np.count_nonzero(rescaled.labels) >= KEPT * np.count_nonzero(found.labels):
                 return wanted, diameter, rescaled
         return 1.0, diameter, found
 
