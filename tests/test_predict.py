@@ -221,7 +221,7 @@ def test_fault_2_what_is_no_file_is_an_error_row_with_its_cause(
     assert said == {
         "pipe.png": "pipe.png: neither a file nor a folder; leave it out",
         "gone.png": "gone.png: cannot be read: No such file or directory",
-        "plain": "plain: cannot be read: a folder, but no zarr image; name the images in it",
+        "plain": "plain: a folder, but no zarr image; name the images in it",
     }
 
 

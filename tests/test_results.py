@@ -36,7 +36,7 @@ from conftest import cellseg
 
 Run = Callable[..., int]
 
-ROW = {"file": "a", "plane": "", "status": "ok", "nuclei": 1}
+ROW = {"file": "a", "plane": "", "status": "ok", "scale": "1", "nuclei": 1}
 
 
 @pytest.fixture
@@ -905,7 +905,7 @@ def test_parts_of_a_large_parquet_table_hold_each_nucleus_once(
     monkeypatch.setattr(tables, "CHUNK", 20)
     journal = Journal(tmp_path)
     facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
-    facts |= {"rows": [{"file": "a", "plane": "", "status": "ok", "nuclei": 9}]}
+    facts |= {"rows": [ROW]}
     parts = [f"file,plane,label,mean_1\na,,{n},0.5\n" for n in range(1, 10)]
     journal.add("a", {**facts, "objects": [journal.keep(part) for part in parts]})
     write_tables(journal, ["a"], {"parquet"}, {})
@@ -926,7 +926,7 @@ def test_the_diameters_of_the_report_are_those_of_all_images(
     facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}, "settings": ""}
     for file, counts in (("a", [0, 2]), ("b", [1, 0, 3])):
         rows = [
-            {"file": file, "plane": plane, "status": "ok", "nuclei": nuclei}
+            {**ROW, "file": file, "plane": plane, "nuclei": nuclei}
             for plane, nuclei in enumerate((4, 7, 5))
         ]
         place = journal.keep("")

@@ -21,6 +21,7 @@ from cellseg.data.recording import (
     in_micrometres,
     side_of_square,
 )
+from cellseg.errors import InputError
 from cellseg.nn.unet import LARGE
 
 
@@ -33,21 +34,21 @@ def read_zarr(path: Path, name: str, by_windows: bool) -> Recording:
         by_windows: Whether a large one is to be read window by window later.
 
     Raises:
-        InputError: The memory cannot hold it.
+        InputError: It holds no such image, or several, or the memory cannot hold it.
     """
-    pixels, axes, about = _image(path)
+    pixels, axes, about = _image(path, name)
     shape = dict(zip(axes, pixels.shape, strict=True))
     corner = np.zeros([1 if axis in "YX" else size for axis, size in shape.items()], pixels.dtype)
     recording = arrange(name, corner, axes, False, *about)
-    windows = Windows(recording, (shape["Y"], shape["X"]), partial(_open, path))
+    windows = Windows(recording, (shape["Y"], shape["X"]), partial(_open, path, name))
     if by_windows and math.prod(windows.shape[:3]) > LARGE:
         return replace(recording, pixels=windows)
     check_memory(name, math.prod(pixels.shape) * pixels.dtype.itemsize)
     return arrange(name, np.asarray(pixels[...]), axes, False, *about)
 
 
-def _open(path: Path) -> Opened:
-    pixels, axes, _ = _image(path)
+def _open(path: Path, name: str) -> Opened:
+    pixels, axes, _ = _image(path, name)
 
     def convert(window: Array) -> tuple[Array, str, bool]:
         return window, axes, False
@@ -59,22 +60,26 @@ def _metadata(group: Any) -> Any:
     return group.attrs.get("ome", group.attrs)
 
 
-def _image(path: Path) -> tuple[Any, str, tuple[Sequence[str | None], float | None, float | None]]:
+def _image(
+    path: Path, name: str
+) -> tuple[Any, str, tuple[Sequence[str | None], float | None, float | None]]:
     """The array at full size, its axes; its channels and sizes as `arrange` takes them."""
     import zarr
 
     try:
         found = zarr.open(path, mode="r")
     except FileNotFoundError as error:
-        raise ValueError("a folder, but no zarr image; name the images in it") from error
+        raise InputError(f"{name}: a folder, but no zarr image; name the images in it") from error
     if isinstance(found, zarr.Array):
         return found, "TCZYX"[-found.ndim :], ((), None, None)
     if _metadata(found).get("multiscales") is None:
         # As bioformats2raw writes it: each image in a group of its own, from 0.
         if "0" not in found or not isinstance(found["0"], zarr.Group):
-            raise ValueError("a zarr group without the multiscales of OME-Zarr")
+            raise InputError(
+                f"{name}: a zarr group without the multiscales of OME-Zarr; export it anew"
+            )
         if "1" in found:
-            raise ValueError("several images in one; copy their folders out")
+            raise InputError(f"{name}: several images in one; copy their folders out")
         found = found["0"]
     attributes = _metadata(found)
     scales = attributes["multiscales"][0]

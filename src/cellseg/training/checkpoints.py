@@ -190,12 +190,14 @@ class Patience(EarlyStopping):
 class Record(SaveConfigCallback):
     """Keeps the config of a run and, as a table that `--data.split` takes, its split."""
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        folder = trainer.log_dir  # all processes have to ask for it
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         lines = io.StringIO(newline="")
         writer = csv.writer(lines, lineterminator="\n")
         writer.writerow(["image_id", "split"])
         for side, samples in trainer.datamodule.sides.items():  # type: ignore[attr-defined]
             writer.writerows([sample.id, side] for sample in samples)
-        write_text(Path(trainer.log_dir or "") / "split.csv", lines.getvalue())
+        write_text(Path(folder or "") / "split.csv", lines.getvalue())
