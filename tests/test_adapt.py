@@ -229,6 +229,23 @@ def test_auto_rescales_where_the_model_is_unsure_and_finds_them_then_too(
     assert view.diameter == pytest.approx(diameter, rel=0.1) or count < 3
 
 
+@pytest.mark.parametrize(("specks", "factor"), [(0, 3), (12, 1)])
+def test_auto_does_not_enlarge_what_shows_specks_then(
+    specks: int, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nuclei = np.zeros((SIDE, SIDE), np.uint16)
+    for number in range(6):
+        nuclei[disk((10, 10 + 12 * number), 4)] = number + 1
+    enlarged = nuclei.copy()
+    for number in range(specks):
+        enlarged[40:43, 6 * number : 6 * number + 3] = 7 + number
+    unsure = np.full((SIDE, SIDE), 0.85, np.float32)
+    seen = {1.0: Segmentation(nuclei, unsure), 3.0: Segmentation(enlarged, unsure)}
+    monkeypatch.setattr(Segmenter, "segment", lambda self, image, factor: seen[factor])
+    image = torch.full((1, 3, SIDE, SIDE), 0.1)
+    assert segmenter(8, 6, {}).find(image, False, "auto")[0].factor == factor
+
+
 @pytest.mark.parametrize(
     ("diameter", "count", "factor"),
     [(45, 4, 1 / 2), (70, 4, 1 / 3), (70, 2, 1), (20, 20, 1)],  # the last: small, so no reason

@@ -29,6 +29,8 @@ SURE = 0.97
 # small since JPEG has broken them vanish when their pieces are enlarged. (Confidences say less: a
 # probability falls off over some pixels at each border, whatever the size of a nucleus.)
 KEPT = 0.9
+# And of their median diameter: what is so much smaller then are specks and grain.
+SAME = 0.55
 # Enlarging takes four or nine times as long: it is tried for nuclei of less than this part of the
 # diameter that the model was trained on.
 SMALL = 0.5

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cellseg.adapt import (
     KEPT,
+    SAME,
     SHRINKING,
     SMALL,
     SURE,
@@ -142,7 +143,8 @@ class Segmenter:
         worth_it = wanted < 1 or (wanted > 1 and diameter < SMALL * self.diameter)
         if worth_it and found.confidence < SURE:
             rescaled = self.segment(sample, wanted)
-            if np.count_nonzero(rescaled.labels) >= KEPT * np.count_nonzero(found.labels):
+            kept = np.count_nonzero(rescaled.labels) >= KEPT * np.count_nonzero(found.labels)
+            if kept and (median_diameter([rescaled.labels]) or 0) >= SAME * diameter:
                 return wanted, diameter, rescaled
         return 1.0, diameter, found
 
