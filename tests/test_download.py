@@ -195,7 +195,7 @@ def test_fault_34_a_broken_off_transfer_leaves_nothing(
 @pytest.mark.parametrize(
     ("body", "cause"),
     [
-        (b"<!DOCTYPE html><title>Moved</title>", "not a readable zip archive"),
+        (b"<!DOCTYPE html><title>Moved</title>", "not a zip archive, or a broken-off one"),
         (zip_of({"readme.txt": b"hello"}), "holds 0 of the 664 images of the 2018 Data Science"),
         (kaggle_zip(["elsewhere", *list(dsb2018())[:6]]), "holds 6 of the 664 images"),
         (corrupted(kaggle_zip(compression=zipfile.ZIP_STORED)), ".png in it is damaged"),

@@ -210,7 +210,7 @@ def test_the_real_archive_has_its_664_images_with_all_their_masks() -> None:
 @pytest.mark.parametrize("name", ["absent", "absent.zip", "notes.zip"])
 def test_a_root_that_is_neither_folder_nor_archive_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "notes.zip").write_text("no archive")
-    with pytest.raises(InputError, match=f"^--data.root {tmp_path / name}: "):
+    with pytest.raises(InputError, match=f"{tmp_path / name}: "):
         open_tree(tmp_path / name)
 
 
@@ -262,7 +262,7 @@ def test_fault_34_a_broken_off_archive_is_told_from_none(tmp_path: Path) -> None
     with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
         archive.writestr("a.png", bytes(1000))
     (tmp_path / "part.zip").write_bytes((tmp_path / "whole.zip").read_bytes()[:500])
-    with pytest.raises(InputError, match=r"part\.zip: neither a folder nor a whole zip archive"):
+    with pytest.raises(InputError, match=r"part\.zip: not a zip archive, or a broken-off one"):
         open_tree(tmp_path / "part.zip")
     with pytest.raises(InputError, match=r"none\.zip: no such folder or zip archive"):
         open_tree(tmp_path / "none.zip")

@@ -306,11 +306,7 @@ class NucleiDataModule(pl.LightningDataModule):
             self.predict_dir, self.include, self.exclude, self.output_dir
         )
         own = [name for name in stems if self.shard is None or name in self.shard]
-        part = (
-            f"; {len(own)} of them in shard {self.shard.index}/{self.shard.count}"
-            if self.shard
-            else ""
-        )
+        part = f"; {len(own)} of them in shard {self.shard}" if self.shard else ""
         log.info(f"Data: {len(stems)} images below {base}{part}")
         todo = self.not_done(base, {name: stems[name] for name in own})
         return Files(base, [*stems], own, [(name, stems[name]) for name in todo])

@@ -71,7 +71,7 @@ class ZipTree(Tree):
         try:
             self._zip = zipfile.ZipFile(path)
         except DAMAGE as error:
-            raise InputError(f"{path}: not a readable zip archive ({error})") from error
+            raise InputError(f"{path}: not a zip archive, or a broken-off one ({error})") from error
         self._entries = {e.filename: e for e in self._zip.infolist() if not e.is_dir()}
         for name, entry in self._entries.items():
             is_link = stat.S_ISLNK(entry.external_attr >> 16)
@@ -104,13 +104,8 @@ def open_tree(root: Path, flag: str = "--data.root") -> Tree:
     Raises:
         InputError: There is no such folder or archive.
     """
-    if root.is_file() and zipfile.is_zipfile(root):
-        return ZipTree(root)
     if root.is_file():
-        raise InputError(
-            f"{flag} {root}: neither a folder nor a whole zip archive; if it was downloaded, fetch "
-            "it again"
-        )
+        return ZipTree(root)
     if not root.is_dir():
         raise InputError(f"{flag} {root}: no such folder or zip archive")
     tree = Tree(root)

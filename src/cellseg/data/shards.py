@@ -39,6 +39,9 @@ class Shard:
         """As part of a file's name."""
         return f"{self.index}of{self.count}"
 
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
     def __contains__(self, file: str) -> bool:
         """Whether a file is this one's, by its relative POSIX name alone."""
         digest = hashlib.sha256(file.encode("utf-8", "surrogateescape")).digest()
