@@ -111,6 +111,24 @@ LAYOUTS = {
             Sample("deep/ü", "deep/ü.png", ("deep/ü.png_labels.tif",), whole=True),
         ],
     ),
+    "OME-TIFF": (
+        [
+            "a.tif",
+            "a_labels.ome.tif",
+            "b.ome.tif",
+            "b_rois.zip",
+            "c/images/d.ome.tif",
+            "c/images/e.tif",
+            "c/masks/d.tif",
+            "c/masks/e.ome.tif",
+        ],
+        [
+            Sample("a", "a.tif", ("a_labels.ome.tif",), whole=True),
+            Sample("b.ome", "b.ome.tif", ("b_rois.zip",), whole=True),
+            Sample("c/d.ome", "c/images/d.ome.tif", ("c/masks/d.tif",), whole=True),
+            Sample("c/e", "c/images/e.tif", ("c/masks/e.ome.tif",), whole=True),
+        ],
+    ),
 }
 
 
@@ -521,3 +539,17 @@ def test_predictions_of_plates_with_equal_names_are_told_apart(tmp_path: Path) -
     assert find_predictions(folder, ["p1", "p2"]) == {
         f"p{plate}": folder / name for plate, name in enumerate(names, start=1)
     }
+
+
+def test_predictions_and_labels_as_ome_tiff_are_known(tmp_path: Path) -> None:
+    names = ["a.ome.tif", "b_labels.ome.tif", "c.ome_labels.tif", "d_labels.tif"]
+    folder = as_folder(tmp_path, names)
+    ids = ["a.ome", "b", "c.ome", "d.ome"]
+    found = find_predictions(folder, ids[1:])
+    assert found == {each: folder / name for each, name in zip(ids[1:], names[1:], strict=True)}
+    assert find_predictions(folder, ids[:1]) == {"a.ome": folder / "a.ome.tif"}
+    # Nor are they images to predict.
+    for image in ("b.tif", "d.ome.tif"):
+        (folder / image).write_bytes(b"")
+    left = ["a.ome.tif", "b.tif", "c.ome_labels.tif", "d.ome.tif"]
+    assert list(files_to_predict(folder, [], [])[1]) == left

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from cellseg.data.digests import digest_of
 from cellseg.data.images import is_image
-from cellseg.data.listing import MASKS, PREDICTED, output_stems, walk
+from cellseg.data.listing import MASKS, PREDICTED, output_stems, stem_of, walk
 from cellseg.data.recording import unreadable
 from cellseg.errors import DAMAGE, InputError
 
@@ -159,49 +159,46 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
 
 def _is_mask(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.parent.name in MASKS or path.stem.endswith((*PREDICTED, "_rois"))
+    return path.parent.name in MASKS or stem_of(name).endswith((*PREDICTED, "_rois"))
 
 
 def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Iterator[Sample]:
     """Images with the masks of the folder beside theirs, perhaps with none."""
     stems = _by_stem(masks)
-    own = {name: _masks_of(PurePosixPath(name).stem, stems) for name in images}
+    own = {name: _masks_of(name, stems) for name in images}
     if parent.name and len(images) == 1 and not own[images[0]]:
         # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
         yield Sample(parent.name, images[0], tuple(masks), whole=False)
         return
     for name in images:
-        if len(own[name]) > 1:
-            raise InputError(f"{name}: has several masks: {', '.join(own[name])}")
-        yield Sample(str(parent / PurePosixPath(name).stem), name, tuple(own[name]), whole=True)
-
-
-def _masks_of(stem: str, stems: dict[str, list[str]]) -> list[str]:
-    return [mask for mark in ("", *PREDICTED) for mask in stems.get(stem + mark, [])]
+        yield Sample(str(parent / PurePosixPath(name).stem), name, own[name], whole=True)
 
 
 def _flat(names: list[str]) -> Iterator[Sample]:
     """Images with the masks of their own folder, perhaps with none."""
     stems = _by_stem(names)
-    images = [
-        name
-        for name in names
-        if is_image(name)
-        and not PurePosixPath(name).stem.endswith((*PREDICTED, "_overlay", "_probs"))
-    ]
+    ends = (*PREDICTED, "_overlay", "_probs")
+    images = [name for name in names if is_image(name) and not stem_of(name).endswith(ends)]
     for name, identity in output_stems(images).items():
-        path = PurePosixPath(name)
-        # `predict` names its labels after the whole file where two files share a stem.
+        yield Sample(identity, name, _masks_of(name, stems), whole=True)
+
+
+def _masks_of(name: str, stems: dict[str, list[str]]) -> tuple[str, ...]:
+    """The mask of an image, if it has one, among files by their stem."""
+    path = PurePosixPath(name)
+    # `predict` names its labels after the whole file where two files share a stem.
+    for stem in dict.fromkeys((path.name, path.stem, stem_of(name))):
         own = [
             mask
-            for stem in (path.stem, path.name)
-            for suffix in (*PREDICTED, "_rois", "")
-            for mask in stems.get(stem + suffix, [])
-            if suffix or not is_image(mask)
+            for mark in ("", "_rois", *PREDICTED)
+            for mask in stems.get(stem + mark, [])
+            if mark or not is_image(mask) or PurePosixPath(mask).parent != path.parent
         ]
         if len(own) > 1:
             raise InputError(f"{name}: has several masks: {', '.join(own)}; keep one of them")
-        yield Sample(identity, name, tuple(own), whole=True)
+        if own:
+            return tuple(own)
+    return ()
 
 
 def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
@@ -219,8 +216,8 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     for name in sorted(walk(folder)):
         path = PurePosixPath(name)
         if is_image(name):
-            suffix = next(end for end in (*PREDICTED, "") if path.stem.endswith(end))
-            stem = path.stem.removesuffix(suffix)
+            suffix = next(end for end in (*PREDICTED, "") if stem_of(name).endswith(end))
+            stem = stem_of(name).removesuffix(suffix).removesuffix(".ome")
             keys = {stem, str(path.parent / stem)}
             if path.parent.name == "images":  # which ids leave out; a lone image's is the folder
                 above = path.parent.parent
@@ -228,11 +225,12 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
             for key in keys:
                 found[key].append(name)
     chosen = {}
-    marked = any(_is_marked(name) for sample in ids for name in found.get(sample, ()))
-    same_name = Counter(PurePosixPath(sample).name for sample in ids)
-    for sample in ids:
-        bare = PurePosixPath(sample).name
-        names = found.get(sample) or (found.get(bare, []) if same_name[bare] == 1 else [])
+    stems = {sample: sample.removesuffix(".ome") for sample in ids}
+    marked = any(_is_marked(name) for stem in stems.values() for name in found.get(stem, ()))
+    same_name = Counter(PurePosixPath(stem).name for stem in stems.values())
+    for sample, stem in stems.items():
+        bare = PurePosixPath(stem).name
+        names = found.get(stem) or (found.get(bare, []) if same_name[bare] == 1 else [])
         # The image itself may lie beside its labels, and beside those of others.
         names = [name for name in names if _is_marked(name)] if marked else names
         if len(names) > 1:
@@ -248,11 +246,11 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
 
 
 def _is_marked(name: str) -> bool:
-    return PurePosixPath(name).stem.endswith(PREDICTED)
+    return stem_of(name).endswith(PREDICTED)
 
 
 def _by_stem(names: list[str]) -> dict[str, list[str]]:
     stems: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        stems[PurePosixPath(name).stem].append(name)
+        stems[stem_of(name)].append(name)
     return stems

@@ -118,8 +118,8 @@ def _without_results(base: Path, names: Sequence[str]) -> list[str]:
 
     Corrected labels have lost the tag that tells of their origin.
     """
-    stems = {name: os.path.splitext(name)[0] for name in names}
-    known = {*names, *stems.values()}
+    stems = {name: os.path.splitext(name)[0].removesuffix(".ome") for name in names}
+    known = {*names, *stems.values(), *(os.path.splitext(name)[0] for name in names)}
     folders = {name.rpartition("/")[0] for name in names}
 
     def belongs(name: str) -> bool:
@@ -150,6 +150,11 @@ def output_stems(names: Sequence[str]) -> dict[str, str]:
     short = {name: os.path.splitext(name)[0] for name in names}
     taken = Counter(each.lower() for each in (*short, *short.values()))
     return {name: stem if taken[stem.lower()] == 1 else name for name, stem in short.items()}
+
+
+def stem_of(name: str) -> str:
+    """The last part of a path without its suffix, also without `.ome.tif`."""
+    return PurePosixPath(name).stem.removesuffix(".ome")
 
 
 def _is_below(folder: Path, top: Path) -> bool:
