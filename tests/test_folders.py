@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 
 from cellseg.data.cache import load
+from cellseg.data.files import FileDataset, Reading
 from cellseg.data.folders import Sample, Tree, find_predictions, find_samples, open_tree
 from cellseg.data.listing import files_to_predict, output_stems
 from cellseg.data.synthetic import generate
@@ -350,7 +351,7 @@ def test_a_file_too_large_for_a_list_is_not_read(tmp_path: Path) -> None:
         files_to_predict(tmp_path / "slide.lif", [], [])
 
 
-def test_a_folder_that_cannot_be_listed_is_named(
+def test_a_folder_that_cannot_be_listed_is_tried_as_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = as_folder(tmp_path, ["day1/a.png", "day2/b.png"])
@@ -362,8 +363,11 @@ def test_a_folder_that_cannot_be_listed_is_named(
         return listed(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert list(files_to_predict(root, [], [])[1]) == ["day2/b.png"]
+    assert list(files_to_predict(root, [], [])[1]) == ["day1", "day2/b.png"]
     assert f"{root / 'day1'}: left out" in caplog.text
+    monkeypatch.undo()
+    tried = FileDataset(root, [("day1", "day1")], Reading(percentiles=(1, 99)))[0, False]
+    assert tried["error"].startswith("day1: ")
 
 
 def test_linked_folders_are_visited_once_and_loops_end(tmp_path: Path) -> None:

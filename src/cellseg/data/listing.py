@@ -27,13 +27,24 @@ OWN_TAG = "cellseg"
 LONGEST_LIST = 2**28
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Relative POSIX names of all files below a folder, each once; links come after all else."""
+def walk(root: Path, unlisted: list[str] | None = None) -> Iterator[str]:
+    """Relative POSIX names of all files below a folder, each once; links come after all else.
+
+    Args:
+        root: The folder.
+        unlisted: Takes the names of folders below it that cannot be listed.
+    """
+
+    def leave_out(error: OSError) -> None:
+        log.warning(f"{error.filename}: left out, cannot be listed: {error.strerror}")
+        if unlisted is not None and error.filename != str(root):
+            unlisted.append(Path(error.filename).relative_to(root).as_posix())
+
     seen = set()
     tops = [str(root)]
     while tops:
         links = []
-        walks = (os.walk(top, onerror=_not_listed) for top in tops)
+        walks = (os.walk(top, onerror=leave_out) for top in tops)
         for folder, subfolders, files in chain.from_iterable(walks):
             real = os.path.realpath(folder)
             if real in seen:
@@ -49,10 +60,6 @@ def walk(root: Path) -> Iterator[str]:
             for name in images + files:
                 yield above + name
         tops = links
-
-
-def _not_listed(error: OSError) -> None:
-    log.warning(f"{error.filename}: left out, cannot be listed: {error.strerror}")
 
 
 def files_to_predict(
@@ -84,7 +91,8 @@ def files_to_predict(
         base, names = source.parent, [source.name]
     elif source.is_dir():
         base = source
-        files = [*walk(source)]
+        unlisted: list[str] = []
+        files = [*walk(source, unlisted)]
         names = [name for name in files if is_image(name)]
         if unread := sorted(name for name in files if name.lower().endswith(UNREAD)):
             log.info(f"{len(unread)} left out, of kinds that are not read: {few(unread)}")
@@ -92,7 +100,8 @@ def files_to_predict(
             folders = {name.rpartition("/")[0] for name in names}
             outside = {f for f in folders if not _is_below(source / f, output)}
             names = [name for name in names if name.rpartition("/")[0] in outside]
-        names = _without_results(source, names)
+        # A folder that cannot be listed gets an error row: its images are not done.
+        names = [*_without_results(source, names), *unlisted]
     elif source.is_file():
         base, names = _listed(source)
     else:  # a pipe would be waited for
