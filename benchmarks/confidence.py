@@ -34,7 +34,7 @@ def run(root: Path, model: str) -> None:
     nuclei, images = [], []
     for sample in side_of_split(root, "val"):
         with torch.inference_mode():
-            probs = task.probs(to_input(sample.image(), loaded.percentiles)[None])
+            probs = task.probs(to_input(sample.image(), loaded.percentiles)[None])[0].numpy()
         labels = decode(probs, replace(task.decoding, min_confidence=0.0))
         nuclei += matches(labels, probs[0], sample.labels())
         found = Segmentation(decode(probs, task.decoding), probs[0])

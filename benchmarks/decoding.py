@@ -20,7 +20,7 @@ from cellseg.data.dataset import to_input
 from cellseg.data.recording import Array
 from cellseg.instances import decode
 from cellseg.metrics import Scores, compare
-from cellseg.predict.model import Model
+from cellseg.model import Model
 from cellseg.training.tuning import tune
 from speed.subjects import side_of_split
 
@@ -56,7 +56,7 @@ def predict(root: Path, model: Model, side: str) -> list[tuple[Array, Array]]:
     predictions = []
     for sample in (samples[place] for place in places):
         with torch.inference_mode():
-            probs = model.task.probs(to_input(sample.image(), model.percentiles)[None])
+            probs = model.task.probs(to_input(sample.image(), model.percentiles)[None])[0].numpy()
         predictions.append((probs, np.array(sample.labels())))
     return predictions
 

@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import cellseg as package
+from cellseg import model
 from cellseg.data import channels, files, images, intensity, recording, tiff
 from cellseg.data import large as large_images
 from cellseg.data.about import About
@@ -29,7 +30,7 @@ from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
-from cellseg.predict import large, model, segmenter, tiles
+from cellseg.predict import large, segmenter, tiles
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.processes import Processes
 from conftest import cellseg, find_checkpoint

@@ -541,7 +541,7 @@ def test_fault_32_more_nuclei_than_16_bits_count(
 
     dots = torch.zeros(1, 2, 520, 520)
     dots[:, 0, ::2, ::2] = 1  # 67,600 nuclei of one pixel
-    monkeypatch.setattr(SegmentationTask, "batch_probs", lambda self, image: dots)
+    monkeypatch.setattr(SegmentationTask, "probs", lambda self, image: dots)
     Image.fromarray(np.eye(520, dtype=np.uint8) * 200).save(tmp_path / "many.png")
     args = ("--ckpt_path", find_checkpoint(trained), "--data.predict_dir", tmp_path / "many.png")
     out = ("--output.dir", tmp_path / "out", "--decode.min_area", 0, "--data.num_workers", 0)

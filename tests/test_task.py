@@ -235,11 +235,11 @@ def test_flips_average_the_network_over_all_orientations() -> None:
             for dims in ((), (2,), (3,), (2, 3)):
                 turned = image.flip(dims)
                 turned = turned.transpose(2, 3) if transposed else turned
-                probs = torch.from_numpy(task.probs(turned.contiguous()))[None]
+                probs = task.probs(turned.contiguous())
                 probs = probs.transpose(2, 3) if transposed else probs
                 logits.append(probs.flip(dims)[0].logit().numpy())
         task.decoding = Decoding(flips=True)
-        found = task.probs(image)
+        found = task.probs(image)[0].numpy()
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.mean(logits, axis=0))), rtol=1e-4)
     assert not np.allclose(found, 1 / (1 + np.exp(-logits[0])), rtol=1e-3)
 

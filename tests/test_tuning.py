@@ -79,6 +79,6 @@ def test_tuning_looks_at_images_from_all_of_validation_as_inference_does() -> No
     predictions = Tuning(images=5)._predictions(trainer, task)
     assert [int(labels.max()) for _, labels in predictions] == [0, 5, 10, 15, 20]
     with torch.inference_mode():
-        expected = task.eval().probs(Places()[0, False]["image"][None])
+        expected = task.eval().probs(Places()[0, False]["image"][None])[0]
     for probs, _ in predictions:
         np.testing.assert_allclose(probs, expected, atol=1e-3)

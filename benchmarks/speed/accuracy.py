@@ -7,7 +7,7 @@ import numpy as np
 import cellseg
 from cellseg.data.recording import Array
 from cellseg.metrics import Scores, compare
-from cellseg.predict.model import Model
+from cellseg.model import Model
 from speed.figures import Figure
 from speed.setting import Setting
 from speed.subjects import SHIPPED, int8, side_of_split

@@ -21,7 +21,7 @@ from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
-from cellseg.predict.model import Model
+from cellseg.model import Model
 from cellseg.task import SegmentationTask
 
 SHIPPED = "nuclei-1"

@@ -6,7 +6,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from cellseg.predict.model import Model
+    from cellseg.model import Model
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,6 @@ def load(
     Raises:
         cellseg.errors.InputError: There is no such model, or it is damaged.
     """
-    from cellseg.predict.model import Model  # here, since it takes torch seconds to load
+    from cellseg.model import Model  # here, since it takes torch seconds to load
 
     return Model(str(model), runtime)

@@ -16,24 +16,12 @@ from cellseg.instances import equivalent_diameter
 
 # Images are rescaled by these factors only, so that neighbouring images are treated alike.
 FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
-SHRINKING = tuple(factor for factor in reversed(FACTORS) if factor < 1)
 # Median diameters that a model finds as they are, as parts of the one that it was trained on; see
 # `docs/diameter.md`.
 KNOWN = (0.6, 1.5)
 # Mean difference of its colours up to which it is grey, as with a pen mark or a tinted lamp. In the
 # Data Science Bowl's stained images it is at least .10.
 TINT = 0.05
-# Where a model is as sure as this of an image as it is, it knows nuclei of their size.
-SURE = 0.97
-# The least part of the area of what it found as it is that it is to find rescaled: nuclei that look
-# small since JPEG has broken them vanish when their pieces are enlarged. (Confidences say less: a
-# probability falls off over some pixels at each border, whatever the size of a nucleus.)
-KEPT = 0.9
-# And of their median diameter: what is so much smaller then are specks and grain.
-SAME = 0.55
-# Enlarging takes four or nine times as long: it is tried for nuclei of less than this part of the
-# diameter that the model was trained on.
-SMALL = 0.5
 # Median diameter in px of the nuclei in the 2018 Data Science Bowl's training images.
 DIAMETER = 19.7
 # Fewer nuclei say nothing about their size.

@@ -18,7 +18,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, runtime
@@ -33,7 +33,6 @@ from cellseg.arguments import (
     parser_options,
     refuse_empty,
 )
-from cellseg.checkpoint import refuse_other
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
@@ -48,7 +47,7 @@ from cellseg.scoring.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
 from cellseg.task import SegmentationTask
 from cellseg.training.allocator import keep_freed_memory
-from cellseg.training.checkpoints import BestAndLast, Patience, Record, WholeCheckpoints
+from cellseg.training.checkpoints import BestAndLast, KeepConfigAndSplit, Patience, WholeCheckpoints
 from cellseg.training.dashboard import Dashboard
 from cellseg.training.tuning import Tuning
 
@@ -161,7 +160,7 @@ class Application(LightningCLI):
         if subcommand != "fit":
             parser.add_class_arguments(Decoding, "decode")
             parser.add_argument(
-                "--predict.runtime", type=runtime.Name, default="auto", help=runtime.HELP
+                "--predict.runtime", type=runtime.RuntimeName, default="auto", help=runtime.HELP
             )
         if subcommand == "predict":
             parser.add_lightning_class_args(PredictionWriter, "output")
@@ -183,13 +182,9 @@ class Application(LightningCLI):
             for group in TRAINING:
                 config.pop(group)
         if choice is not None:
-            # Lightning loads a whole checkpoint, and the task mere weights.
-            config.ckpt_path = str(choice.path) if choice.whole else None
-            if not choice.whole and "weights" not in config.model:
-                raise InputError(f"{command} needs a model: --ckpt_path CKPT")
-            if "weights" in config.model:
-                config.model.weights = None if choice.whole else choice.name
-        elif command != "fit":  # labels are scored
+            # Lightning loads the state of a training, and the task the weights of all else.
+            config.ckpt_path = str(choice.path) if choice.resumes else None
+        if command != "fit" or config.ckpt_path:
             config.model.pop("weights", None)
 
     def _parse_ckpt_path(self) -> None:
@@ -213,7 +208,7 @@ class Application(LightningCLI):
         self.choice = choose(given.subcommand, flags, str(root))
         if self.choice is not None:
             known = {action.dest for action in subparser._actions}
-            defaults = self.choice.defaults()
+            defaults = self.choice.defaults
             subparser.set_defaults({key: defaults[key] for key in known & defaults.keys()})
 
     def before_instantiate_classes(self) -> None:
@@ -222,7 +217,7 @@ class Application(LightningCLI):
         # that goes on may have it, with the weights that it started from.
         has_one = self._resumed and (self._resumed.parent / "config.yaml").is_file()
         keep = self.subcommand == "fit" and settings.trainer.logger and not has_one
-        self.save_config_callback = Record if keep else None
+        self.save_config_callback = KeepConfigAndSplit if keep else None
 
     def instantiate_classes(self) -> None:
         try:
@@ -232,30 +227,25 @@ class Application(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand].trainer
-        more: list[Callback] = []
+        ours: list[Callback] = []  # Lightning adds them to those that the user names
+        self.trainer_defaults["callbacks"] = ours
         if self.subcommand != "fit":
             self.runtime = runtime.Runtime(self.config[self.subcommand].predict.runtime)
-            more.append(self.runtime)
+            ours.append(self.runtime)
         if self.subcommand in ("validate", "test"):
             self.report = Report()
-            more.append(self.report)
+            ours.append(self.report)
         if settings.logger is True:
             kwargs["logger"] = self._logger(settings.default_root_dir)
-        own = self._get(self.config_init, "trainer").callbacks or []  # one, or a list of them
-        own = [own] if isinstance(own, Callback) else own
-        plugins = self._get(self.config_init, "trainer").plugins or []
-        plugins = [*plugins] if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins.append(WholeCheckpoints())
-        try:
-            return super().instantiate_trainer(**kwargs, callbacks=[*own, *more], plugins=plugins)
-        except TypeError as error:  # as by --trainer.devices foo
-            raise InputError(str(error)) from error
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else it is the user's
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     @property
     def _resumed(self) -> Path | None:
         """The folder of the checkpoint that `fit` goes on from, where the run is below its root."""
-        if self.subcommand != "fit" or self.choice is None or not self.choice.whole:
+        if self.subcommand != "fit" or self.choice is None or not self.choice.resumes:
             return None
         folder = _absolute(self.choice.path).parent
         root = _absolute(self.config.fit.trainer.default_root_dir)
@@ -274,10 +264,8 @@ class Application(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.choice is not None:
-            if self.choice.whole:
-                refuse_other(self.choice.stored.weights, self.model, self.choice.name)
             self.datamodule.trained_split = self.choice.stored.split
-            self.model.adopt(self.choice.stored)
+            self.model.adopt(self.choice.stored, self.choice.name)
         if self.subcommand != "fit":
             self.model.decoding = self._get(self.config_init, "decode")
             reading = self.datamodule.reading
@@ -298,33 +286,32 @@ class Application(LightningCLI):
             tuning.make_up(self.trainer, self.model)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with written_below(Path(self.trainer.default_root_dir).absolute()):
-            self._carry_out(subcommand)
+        root = Path(self.trainer.default_root_dir)
+        with written_below(root.absolute()):
+            if subcommand == "test" and self.datamodule.preds_dir:
+                score_folders(self.datamodule, root, self.command)
+            else:
+                super()._run_subcommand(subcommand)
 
-    def _carry_out(self, subcommand: str) -> None:
-        if subcommand == "test" and self.datamodule.preds_dir:
-            score_folders(self.datamodule, Path(self.trainer.default_root_dir), self.command)
-            return
-        if subcommand in ("validate", "test"):
-            assert self.choice is not None
-            decoding = asdict(self.model.decoding)
-            model = {"model": self.choice.name}
-            if not self.choice.folds:
-                model["model_sha256"] = digest_of(self.choice.path)
-            self.report.about = {**model, **self.command, "decoding": decoding}
+    def before_validate(self) -> None:
+        assert self.choice is not None
+        model = {"model": self.choice.name}
+        if not self.choice.folds:
+            model["model_sha256"] = digest_of(self.choice.path)
+        self.report.about = {**model, **self.command, "decoding": asdict(self.model.decoding)}
+
+    def test(self, **kwargs: Any) -> None:
+        """In place of the trainer's own: the test of one model, or of folds."""
         if self.choice is not None and self.choice.folds:
-            score_folds(
-                self.choice.folds,
-                self.trainer,
-                self.model,
-                self.datamodule,
-                self.report,
-                self.given,
-            )
+            task, data, report = self.model, self.datamodule, self.report
+            score_folds(self.choice.folds, self.trainer, task, data, report, self.given)
         else:
-            super()._run_subcommand(subcommand)
-        if subcommand in ("validate", "test"):
-            self.report.write(self.trainer)
+            self.trainer.test(**kwargs)
+
+    def after_validate(self) -> None:
+        self.report.write(self.trainer)
+
+    before_test, after_test = before_validate, after_validate
 
     def before_predict(self) -> None:
         writer = self._get(self.config_init, "output")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -60,6 +62,13 @@ def write_text(path: Path, text: str) -> None:
     """A text as it is; the bytes of a file's name that are not valid Unicode are written out."""
     with draft(path) as name:
         name.write_text(text, encoding="utf-8", newline="", errors="backslashreplace")
+
+
+def as_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as the text of a CSV, the same bytes on all systems."""
+    lines = io.StringIO(newline="")
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

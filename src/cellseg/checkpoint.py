@@ -186,7 +186,9 @@ def _read_checkpoint(path: Path) -> Stored:
     if not all(isinstance(part, dict) for part in parts.values()):
         raise InputError(f"{path}: not a checkpoint of cellseg")
     weights, data = parts.pop("weights"), parts.pop("state")
-    settings = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.items()}
+    settings = {
+        f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()
+    }
     lacking = [key for key in FIXED if key not in settings]
     if lacking:
         layers = ", ".join(list(weights)[:3])

@@ -23,24 +23,17 @@ class Choice:
         name: As the user named it; of `best` and `last` the path.
         path: Its file.
         stored: What the file says.
-        whole: Whether Lightning loads it as a checkpoint; else the task takes its weights.
-        starts_anew: Whether a new training starts from it.
+        resumes: Whether a training goes on from it; else its weights are all that is wanted.
+        defaults: What takes the place of the defaults of flags.
         folds: Several checkpoints of equal architecture, whose test sides make one report.
     """
 
     name: str
     path: Path
     stored: Stored
-    whole: bool
-    starts_anew: bool
+    resumes: bool
+    defaults: Mapping[str, Any]
     folds: Mapping[Path, Stored] = field(default_factory=dict)
-
-    def defaults(self) -> dict[str, Any]:
-        """What takes the place of the defaults of flags."""
-        if self.starts_anew:
-            # A training has a learning rate and so on of its own.
-            return {key: self.stored.settings[key] for key in FIXED}
-        return self.stored.settings
 
 
 def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Choice | None:
@@ -64,9 +57,8 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
     is_folder = name not in ("best", "last", DEFAULT) and Path(name).is_dir()
     folds = best_of_runs(Path(name)) if command == "test" and is_folder else {}
     path = next(iter(folds)) if folds else resolve(name, default_root_dir)
-    starts_anew = command == "fit" and not flags.get("ckpt_path")
-    whole = path.suffix != ".safetensors" and not starts_anew
-    if command == "fit" and not (whole or starts_anew):
+    resumes = command == "fit" and bool(flags.get("ckpt_path"))
+    if resumes and path.suffix == ".safetensors":
         raise InputError(
             f"--ckpt_path {name}: holds no training to go on with; --model.weights {name} starts "
             "from it"
@@ -84,7 +76,10 @@ def choose(command: str, flags: Mapping[str, Any], default_root_dir: str) -> Cho
                 f"--{key} {_plain(asked)} contradicts {path}, which was trained with "
                 f"{_plain(kept)}; leave the flag out"
             )
-    return Choice(name, path, stored, whole, starts_anew, folds)
+    # A training that starts anew has a learning rate and so on of its own.
+    starts_anew = command == "fit" and not resumes
+    defaults = {key: stored.settings[key] for key in (FIXED if starts_anew else stored.settings)}
+    return Choice(name, path, stored, resumes, defaults, folds)
 
 
 def best_of_runs(folder: Path) -> dict[Path, Stored]:
@@ -110,6 +105,8 @@ def best_of_runs(folder: Path) -> dict[Path, Stored]:
     sides = {path: stored.split or {} for path, stored in runs.items()}
     tests = {path: split.get("test", {}) for path, split in sides.items()}
     inherited = set.intersection(*map(set, tests.values())) if others else set()
+    if inherited:
+        log.info("%d test images are those of all runs and are left out", len(inherited))
     tested: dict[str, Path] = {}
     for path, test in tests.items():
         own = test.keys() - inherited

@@ -46,12 +46,9 @@ def main(
     # At once: the imports that follow take seconds.
     log.info("cellseg %s: %s …", __version__, args[0] if args else "help")
 
-    def work() -> int:
-        with end_at_once():
-            from cellseg.application import run
-        return run(args or ["--help"], model_class, allow)
-
-    return carry_out(work)
+    with end_at_once():
+        from cellseg.application import run
+    return carry_out(lambda: run(args or ["--help"], model_class, allow))
 
 
 def carry_out(work: Callable[[], int]) -> int:
@@ -64,8 +61,8 @@ def carry_out(work: Callable[[], int]) -> int:
         The exit code, see `main`.
     """
     try:
-        with end_at_once():
-            from cellseg.failures import explained
+        from cellseg.failures import explained  # here, since Lightning takes seconds to load
+
         with explained(), workers_end():
             return work()
     except (InputError, ArgumentError) as error:

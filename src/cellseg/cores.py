@@ -10,11 +10,11 @@ import torch
 def cores() -> int:
     """How many were granted: by SLURM to each task, by the affinity mask, or all there are."""
     try:
-        mask = len(os.sched_getaffinity(0))
+        allowed = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows have none
-        mask = os.cpu_count() or 1
+        allowed = os.cpu_count() or 1
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(int(granted), mask) if granted.isdecimal() and int(granted) else mask
+    return min(int(granted), allowed) if granted.isdecimal() and int(granted) else allowed
 
 
 def use_granted_cores() -> None:

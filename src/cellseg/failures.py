@@ -41,7 +41,7 @@ def explained() -> Iterator[None]:
         ) from error
     except MisconfigurationException as error:  # by flags that do not go together
         raise InputError(str(error)) from error
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         if not _is_of_a_flag(error):
             raise
         raise InputError(f"--trainer: {error}") from error

@@ -90,7 +90,8 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
         InputError: The images cannot be read.
         OutputError: The model's folder cannot be written.
     """
-    net = SegmentationTask(**stored.architecture, weights=str(path)).eval().net
+    task = SegmentationTask(**stored.architecture).eval()
+    task.adopt(stored, str(path))
     datamodule.trained_split = stored.split
     datamodule.setup("fit")
     trained = (stored.split or {}).get("train", {})
@@ -98,7 +99,7 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
         datamodule.sides["train"] = known
     crops = tqdm(datamodule.train_dataloader(), "Measuring", leave=False, disable=None)
     fast = torch.channels_last
-    ranges = measure(net, (batch["image"].contiguous(memory_format=fast) for batch in crops))
+    ranges = measure(task.net, (batch["image"].contiguous(memory_format=fast) for batch in crops))
     if path.suffix == ".safetensors":
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         write_json(path.with_suffix(".json"), {**facts, "ranges": ranges})

@@ -26,7 +26,7 @@ from cellseg.errors import InputError
 from cellseg.nn.int8 import quantised
 from cellseg.nn.unet import UNet
 
-Name = Literal["auto", "torch", "openvino", "int8"]
+RuntimeName = Literal["auto", "torch", "openvino", "int8"]
 HELP = (
     "What computes the network on a CPU: torch; openvino, about twice as fast and with the same "
     "nuclei, from the extra of that name; int8, openvino with whole numbers, faster still, with "
@@ -41,7 +41,7 @@ class Runtime(pl.Callback):
         runtime: See `HELP`.
     """
 
-    def __init__(self, runtime: Name = "auto") -> None:
+    def __init__(self, runtime: RuntimeName = "auto") -> None:
         self.runtime = runtime
 
     def choose(self, trainer: pl.Trainer, pl_module: Any) -> str:
@@ -68,10 +68,10 @@ class Runtime(pl.Callback):
     on_test_start = on_validation_start = on_predict_start
 
 
-def choose(runtime: Name, single_precision_on_cpu: bool, ranges: object = None) -> str:
+def choose(runtime: RuntimeName, single_precision_on_cpu: bool, ranges: object = None) -> str:
     """`torch`, `openvino` or `int8`; see `Runtime`. The model's `ranges` are for int8."""
-    if runtime not in get_args(Name):
-        raise InputError(f"runtime {runtime!r}: must be one of {', '.join(get_args(Name))}")
+    if runtime not in get_args(RuntimeName):
+        raise InputError(f"runtime {runtime!r}: must be one of {', '.join(get_args(RuntimeName))}")
     if runtime == "torch":
         return runtime
     installed = find_spec("openvino") is not None

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -100,7 +99,9 @@ class SegmentationTask(pl.LightningModule):
         # The weights that training started from, for `Tuning`; None where there were none.
         self.initial_weights: dict[str, Tensor] | None = None
         if weights:
-            self._start_from(weights)
+            stored = read(resolve(weights))
+            self.adopt(stored, weights)
+            self.initial_weights = stored.weights
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (N, out_channels, H, W) of normalised images (N, 3, H, W)."""
@@ -146,7 +147,7 @@ class SegmentationTask(pl.LightningModule):
             image was enlarged for the network, the median `diameter` in px that asked for it (None
             where it is not known), and whether the image was `inverted`.
         """
-        return partial(self._segmenter(self.batches or self.batch_probs), batch)
+        return partial(self._segmenter(self.batches or self.probs), batch)
 
     def _segmenter(self, whole: Callable[[Tensor], Tensor]) -> Segmenter:
         device = self.device.type
@@ -158,7 +159,7 @@ class SegmentationTask(pl.LightningModule):
             torch.is_autocast_enabled(device),
         )
         return Segmenter(
-            network=self.batch_probs,
+            network=self.probs,
             whole=whole,
             precision=precision,
             depth=self.depth,
@@ -167,11 +168,7 @@ class SegmentationTask(pl.LightningModule):
             decode=self.decode_aside,
         )
 
-    def probs(self, image: Tensor) -> NDArray[np.float32]:
-        """Probabilities (out_channels, H, W) of one whole image (1, 3, H, W)."""
-        return self.batch_probs(image)[0].cpu().numpy()
-
-    def batch_probs(self, image: Tensor) -> Tensor:
+    def probs(self, image: Tensor) -> Tensor:
         """Probabilities (N, out_channels, H, W) of whole images (N, 3, H, W)."""
         image = image.to(self.device).type(self.dtype)
         return self._whole_image_logits(image).float().sigmoid()
@@ -222,15 +219,14 @@ class SegmentationTask(pl.LightningModule):
             if "base_lrs" in state:
                 state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
 
-    def _start_from(self, weights: str) -> None:
-        stored = read(resolve(weights))
-        refuse_other(stored.weights, self, weights)
-        self.load_state_dict(stored.weights)
-        self.initial_weights = stored.weights
-        self.adopt(stored)
+    def adopt(self, stored: Stored, name: str) -> None:
+        """Become a model on disk, which errors call by its name.
 
-    def adopt(self, stored: Stored) -> None:
-        """Take over what a model on disk says of itself, but for its weights."""
+        Raises:
+            InputError: It is of another architecture.
+        """
+        refuse_other(stored.weights, self, name)
+        self.load_state_dict(stored.weights)
         self.decoding, self.diameter = stored.decoding, stored.diameter
         self.ranges = stored.ranges
 
@@ -272,7 +268,7 @@ class SegmentationTask(pl.LightningModule):
         """The labels (H, W) that `predict` finds in an image (1, 3, H, W) of known probs."""
 
         def network(other: Tensor) -> Tensor:
-            return probs if other is image else self.batch_probs(other)
+            return probs if other is image else self.probs(other)
 
         return self._segmenter(network).find(image, *self.adaptation)[1].labels
 

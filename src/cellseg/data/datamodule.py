@@ -81,8 +81,8 @@ class NucleiDataModule(pl.LightningDataModule):
         invert: Whether to predict on the negative of the images; `auto` does so where a grey image
             is bright and the model is surer of its negative.
         diameter: Of the nuclei in px: images are rescaled where it lies outside the range that the
-            model was trained for. `auto` estimates it for each image of at least ten nuclei, or
-            three large ones; `none` leaves all as they are.
+            model was trained for. `auto` estimates it for each image of at least three nuclei;
+            `none` leaves all as they are.
         pixel_size: Of the images, in um, in place of what their files say. It sets units only.
         include: Shell patterns of the files to predict, as `a,b`; by default all images.
         exclude: Shell patterns of files to leave out, as `a,b`.
@@ -228,11 +228,11 @@ class NucleiDataModule(pl.LightningDataModule):
             self.seed,
             [counts[kind] ** -self.balance for kind in kinds],
         )
-        sampler = EndlessSampler(self.crops_per_epoch, self._crops_taken, *self._place())
+        sampler = EndlessSampler(self.crops_per_epoch, self._crops_taken, *self._rank_and_size())
         if len(sampler) < self.batch_size:
             raise InputError(
                 f"--data.crops_per_epoch {self.crops_per_epoch}: no batch of {self.batch_size} for "
-                f"each of {self._place()[1]} processes"
+                f"each of {self._rank_and_size()[1]} processes"
             )
         return ResumableLoader(
             dataset, self.batch_size, sampler=sampler, drop_last=True, **self._loading()
@@ -247,7 +247,7 @@ class NucleiDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         files = self.files
         dataset = FileDataset(files.base, files.todo, self.reading)
-        share = Share(len(dataset), *self._place())
+        share = Share(len(dataset), *self._rank_and_size())
         return DataLoader(
             dataset, batch_size=None, sampler=share, **self._loading(persistent=False)
         )
@@ -268,7 +268,7 @@ class NucleiDataModule(pl.LightningDataModule):
     def _whole_image_loader(self, side: str) -> DataLoader[dict[str, Any]]:
         # Native sizes differ, so a batch is one image.
         dataset = self.whole_images(side)
-        share = Share(len(dataset), *self._place())
+        share = Share(len(dataset), *self._rank_and_size())
         return DataLoader(dataset, batch_size=1, sampler=share, **self._loading())
 
     def _loading(self, persistent: bool = True) -> dict[str, Any]:
@@ -371,5 +371,5 @@ class NucleiDataModule(pl.LightningDataModule):
         per_step = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         return self._crops_before + steps * per_step
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import csv
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.atomic import as_csv
 from cellseg.data.about import About
 from cellseg.instances import equivalent_diameter
 from cellseg.predict.drafts import Drafts
@@ -150,13 +149,11 @@ def write_outlines(
             outlines.write_coco(path, about.file, labels, about.planes)
     if "rle" not in formats:
         return {}
-    lines = StringIO()
-    table = csv.DictWriter(lines, outlines.RLE_COLUMNS, lineterminator="\n")
     name = Path(about.stem).name
     # As the competition lays its images out, whose ids have no folders.
     image_id = name if about.stem == f"{name}/images/{name}" else about.stem
-    table.writerows(outlines.rle_rows(image_id, labels, about.planes))
-    return {"rle": [lines.getvalue()]}
+    rows = outlines.rle_rows(image_id, labels, about.planes)
+    return {"rle": [as_csv(row.values() for row in rows)]}
 
 
 def summary_row(
@@ -203,13 +200,8 @@ def _measurements(about: About, result: Result, expand: float) -> dict[str, Arra
 
 def table_text(file: str, planes: Sequence[str], columns: Mapping[str, Array]) -> str:
     """Measurements as CSV with a header; each nucleus has the name of its plane."""
-    lines = StringIO()
-    table = csv.writer(lines, lineterminator="\n")
-    table.writerow(["file", "plane", *columns])
-    texts = [_texts(column) for column in columns.values()]
-    for plane, *values in zip(planes, *texts, strict=True):
-        table.writerow([file, plane, *values])
-    return lines.getvalue()
+    rows = zip(planes, *map(_texts, columns.values()), strict=True)
+    return as_csv([["file", "plane", *columns], *([file, *row] for row in rows)])
 
 
 def _texts(column: Array) -> list[str]:

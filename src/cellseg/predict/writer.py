@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cellseg.data.listing import readable
 from cellseg.data.shards import Shard
@@ -28,7 +27,6 @@ from cellseg.predict.results import FORMATS, Result, write_results
 from cellseg.predict.run import Run
 from cellseg.predict.store import Place
 from cellseg.signals import EXIT_CODES
-from cellseg.task import SegmentationTask
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ class StoppedError(Exception):
     """The work on an image was given up."""
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(pl.Callback):
     """Writes the results of each image at once; the tables and the report of all follow.
 
     A rerun into the same folder keeps what is done, and does the rest.
@@ -63,7 +61,6 @@ class PredictionWriter(BasePredictionWriter):
         overwrite: bool = False,
         verify: bool = False,
     ) -> None:
-        super().__init__(write_interval="batch")
         self.formats = set(FORMATS if formats == ["all"] else formats)
         if not self.formats or self.formats - set(FORMATS):
             raise InputError(
@@ -91,11 +88,11 @@ class PredictionWriter(BasePredictionWriter):
         self.run = Run(self.dir, self.formats, about, {**settings, **own}, shard, rank)
         return self.run
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         images = len(trainer.datamodule.files.own)  # type: ignore[attr-defined]
         self._lanes = Lanes(images, trainer.strategy.root_device)
-        if self._lanes.on_gpu and isinstance(pl_module, SegmentationTask):
-            pl_module.batches = Batches(pl_module.batch_probs, self._lanes.count)
+        if self._lanes.on_gpu:
+            pl_module.batches = Batches(pl_module.probs, self._lanes.count)
             pl_module.decode_aside = partial(self._lanes.aside, decode)
         if threading.current_thread() is threading.main_thread():
             # Lightning's own handler waits for the other processes, who may be done.
@@ -103,18 +100,17 @@ class PredictionWriter(BasePredictionWriter):
                 number = signal.Signals[name]
                 self._handlers[number] = signal.signal(number, self._stop)
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        prediction: Any,
-        batch_indices: Any,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if not batch["repeat"]:
-            work = partial(self._do, batch, prediction, pl_module.decoding)
+            work = partial(self._do, batch, outputs, pl_module.decoding)
             if "large" in batch:  # it takes all cores by itself
                 self._lanes.wait()
                 work()

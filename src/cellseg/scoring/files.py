@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.atomic import draft, write_json, write_text
+from cellseg.atomic import as_csv, draft, write_json, write_text
 from cellseg.metrics import COUNTS, MISTAKES
 from cellseg.predict.pictures import outlined, to_bytes
 from cellseg.scoring.scored import (
@@ -108,8 +106,8 @@ def table(
         names = ("dice", "iou", "map", "ap50", "f1", "pq", "aji")
         lines += ["", f"| modality | images | {' | '.join(names)} |", f"|---|{'--:|' * 8}"]
         for modality, part in parts:
-            of = summary(part)
-            cells = " | ".join(f"{of[name]:.3f}" for name in names)
+            means = summary(part)
+            cells = " | ".join(f"{means[name]:.3f}" for name in names)
             lines.append(f"| {modality} | {len(part)} | {cells} |")
     lines += ["", "| worst image | mean AP | true | predicted | merged | split | missed | extra |"]
     lines += [f"|---|{'--:|' * 7}"]
@@ -135,15 +133,12 @@ def difference_table(
 
 def rows(images: Sequence[Scored]) -> str:
     """A CSV with a row an image."""
-    lines = io.StringIO(newline="")
-    columns = ["image", "group", "modality", *COUNTS, *images[0].scores]
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(columns)
+    table = [["image", "group", "modality", *COUNTS, *images[0].scores]]
     for image in images:
         numbers = [f"{image.sums[name]:g}" for name in COUNTS]
         values = [f"{value:.6g}" for value in image.scores.values()]
-        writer.writerow([image.id, image.group, image.modality, *numbers, *values])
-    return lines.getvalue()
+        table.append([image.id, image.group, image.modality, *numbers, *values])
+    return as_csv(table)
 
 
 def comparison(

@@ -28,7 +28,7 @@ def score_folds(
     Args:
         folds: See `choice.best_of_runs`.
         trainer: Calls the report.
-        task: Takes the weights of each.
+        task: Becomes each of them.
         datamodule: Loads the images.
         report: Is made of all of them.
         given: The flags that the user gave, which win over what the checkpoints stored.
@@ -52,6 +52,6 @@ def score_folds(
         report.about["decoding"] = "of each checkpoint"
     for path, stored in folds.items():
         datamodule.trained_split, datamodule.sides = stored.split, {}
-        task.adopt(stored)
+        task.adopt(stored, str(path))
         task.decoding = decodings[path]
-        trainer.test(task, datamodule, ckpt_path=path, weights_only=True, verbose=False)
+        trainer.test(task, datamodule, verbose=False)

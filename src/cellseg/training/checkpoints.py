@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from cellseg.atomic import write_text
+from cellseg.atomic import as_csv, write_text
 from cellseg.checkpoint import write
 from cellseg.errors import InputError
 
@@ -187,7 +185,7 @@ class Patience(EarlyStopping):
             )  # fmt: skip
 
 
-class Record(SaveConfigCallback):
+class KeepConfigAndSplit(SaveConfigCallback):
     """Keeps the config of a run and, as a table that `--data.split` takes, its split."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -195,9 +193,6 @@ class Record(SaveConfigCallback):
         folder = trainer.log_dir  # all processes have to ask for it
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        lines = io.StringIO(newline="")
-        writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["image_id", "split"])
-        for side, samples in trainer.datamodule.sides.items():  # type: ignore[attr-defined]
-            writer.writerows([sample.id, side] for sample in samples)
-        write_text(Path(folder or "") / "split.csv", lines.getvalue())
+        sides = trainer.datamodule.sides  # type: ignore[attr-defined]
+        rows = [(sample.id, side) for side, samples in sides.items() for sample in samples]
+        write_text(Path(folder or "") / "split.csv", as_csv([("image_id", "split"), *rows]))

@@ -81,10 +81,9 @@ class Tuning(pl.Callback):
         if not trainer.is_global_zero or unwanted:
             return
         if best is None:
-            score = getattr(_checkpoint_of(trainer), "monitor", "score")
             log.warning(
-                f"No {score} was logged, so there is no best checkpoint, and not tuned: "
-                f"{_flags(pl_module.decoding)}"
+                f"No {_checkpoint_of(trainer).monitor} was logged, so there is no best checkpoint, "
+                f"and not tuned: {_flags(pl_module.decoding)}"
             )
             return
         content = torch.load(best, map_location="cpu", weights_only=True)
@@ -155,21 +154,19 @@ class Tuning(pl.Callback):
         with torch.inference_mode(), trainer.precision_plugin.val_step_context():
             for place in tqdm(places.tolist(), "Predicting for tuning", leave=False, disable=None):
                 item = dataset[(place, False)]
-                probs = pl_module.probs(item["image"][None])
-                predictions.append((probs.astype(np.float16), item["labels"].numpy()))
+                probs = pl_module.probs(item["image"][None])[0].half().cpu().numpy()
+                predictions.append((probs, item["labels"].numpy()))
         return predictions
 
 
-def _checkpoint_of(trainer: pl.Trainer) -> Any:
+def _checkpoint_of(trainer: pl.Trainer) -> BestAndLast:
     """The callback that keeps the best; users may add others, which keep what they like."""
-    callbacks = trainer.checkpoint_callbacks
-    ours = (callback for callback in callbacks if isinstance(callback, BestAndLast))
-    return next(ours, trainer.checkpoint_callback)
+    return next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestAndLast))
 
 
 def _best_of(trainer: pl.Trainer) -> Path | None:
-    best = getattr(_checkpoint_of(trainer), "best_model_path", "")
-    return Path(best) if best and Path(best).is_file() else None
+    best = Path(_checkpoint_of(trainer).best_model_path)
+    return best if best.is_file() else None
 
 
 def mix(start: Weights, learnt: Weights, share: float) -> Weights:

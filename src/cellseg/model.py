@@ -15,7 +15,7 @@ from cellseg.data.large import LargeImage
 from cellseg.instances import narrow
 from cellseg.nn.unet import LARGE
 from cellseg.predict.tiles import margin_for, stitch
-from cellseg.runtime import Name, backend_for, choose
+from cellseg.runtime import RuntimeName, backend_for, choose
 from cellseg.task import SegmentationTask
 
 
@@ -31,9 +31,10 @@ class Model:
             it predicts there.
     """
 
-    def __init__(self, model: str, runtime: Name = "auto") -> None:
+    def __init__(self, model: str, runtime: RuntimeName = "auto") -> None:
         stored = read(resolve(model))
-        self.task = SegmentationTask(**stored.architecture, weights=model).eval()
+        self.task = SegmentationTask(**stored.architecture).eval()
+        self.task.adopt(stored, model)
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
         chosen = choose(runtime, single_precision_on_cpu=True, ranges=stored.ranges)
