@@ -21,7 +21,7 @@ import cellseg
 from cellseg.data.dataset import to_input
 from cellseg.data.recording import Array
 from cellseg.instances import decode
-from cellseg.predict.segmenter import Segmentation
+from cellseg.segmenter import Segmentation
 from speed.subjects import side_of_split
 
 EDGES = (0.0, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 1.0)

@@ -16,7 +16,7 @@ from cellseg.adapt import factor_for, is_bright, median_diameter, rescale, to_gr
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
-from cellseg.predict.segmenter import Segmentation, Segmenter
+from cellseg.segmenter import Segmentation, Segmenter
 
 
 @pytest.mark.parametrize(

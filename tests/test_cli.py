@@ -302,7 +302,8 @@ def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict")]
+    ("command", "limit"),
+    [("fit", "train"), ("validate", "val"), ("test", "test"), ("predict", "predict")],
 )
 def test_a_command_that_is_left_no_image_is_refused(
     command: str, limit: str, nuclei: Path, fails: Fails
@@ -329,6 +330,7 @@ def test_a_command_that_is_left_no_image_is_refused(
         ("tuning: {images: -1}", "--tuning.images -1: must not be negative"),
         ("checkpoint: {every_n_epochs: 0}", "--checkpoint.every_n_epochs 0: must be positive"),
         ("trainer: {accumulate_grad_batches: 0}", "--trainer.accumulate_grad_batches: must be 1"),
+        ("trainer: {check_val_every_n_epoch: 0}", "--trainer.check_val_every_n_epoch: must be 1"),
         ("trainer: {enable_checkpointing: false}", "--trainer.enable_checkpointing false: fit"),
         ("trainer: {callbacks: mine.Own}", "trainer.callbacks: mine.Own is not of Lightning"),
         ("trainer: {callbacks: Own}", "trainer.callbacks: there is no class Own"),
@@ -707,6 +709,20 @@ def test_a_network_and_a_schedule_of_ones_own_go_through_all_commands(
     other = ("--predict.runtime", "openvino")
     assert run("predict", *found, "--ckpt_path", "best", *root, *other) == 2
     assert "--predict.runtime openvino computes the U-Net of cellseg" in capfd.readouterr().err
+
+
+def test_a_network_of_ones_own_does_not_start_from_weights_of_another(
+    nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class OtherNetwork(SegmentationTask):
+        def __init__(self, **more: Any) -> None:
+            super().__init__(**more)
+            self.net = torch.nn.Conv2d(3, 2, 3, padding=1)  # type: ignore[assignment]
+
+    args = ["fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL[4:]]
+    weights = ["--model.weights", "nuclei-1", "--trainer.max_epochs", 1]
+    assert main([*map(str, args + weights)], model_class=OtherNetwork) == 2
+    assert "nuclei-1: of another architecture" in capfd.readouterr().err
 
 
 def test_a_printed_config_has_what_the_model_brings(

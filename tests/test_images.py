@@ -14,13 +14,12 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from cellseg.data import readers
 from cellseg.data import recording as recordings
 from cellseg.data import tiff as tiffs
-from cellseg.data.channels import channels_of, colours_of, to_rgb, to_rgb_planes
+from cellseg.data.channels import channels_of, colours_of, to_rgb_planes
 from cellseg.data.images import is_image, read_labels, read_recording, select_planes
 from cellseg.data.intensity import Limits, intensity_limits, noise_of, normalise
 from cellseg.data.recording import Recording, Windows
@@ -818,31 +817,17 @@ def test_fault_31_what_does_not_fit_the_memory_is_refused(
     data = pillow(GREY, file_format)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # set by the reader
 
-    def allow(limit: int) -> None:
-        for module in (readers, recordings):
-            monkeypatch.setattr(module, "memory_limit", lambda: limit)
-
-    allow(GREY.size)
+    monkeypatch.setattr(recordings, "memory_limit", lambda: GREY.size)
     assert read_recording(data, "slide").pixels.size == GREY.size
-    # Pillow itself warns just above its limit, and fails at twice that.
-    for limit in (GREY.size - 1, GREY.size // 3):
-        allow(limit)
-        with pytest.raises(InputError, match=r"^slide: .*memory.* tiled TIFF.*, or cut it up$"):
-            read_recording(data, "slide")
+    monkeypatch.setattr(recordings, "memory_limit", lambda: GREY.size - 1)
+    with pytest.raises(InputError, match=r"^slide: .*memory.* tiled TIFF.*, or cut it up$"):
+        read_recording(data, "slide")
 
 
 def test_fault_31_a_large_blank_image_is_read_without_a_warning() -> None:
     # Between the limit at which Pillow warns, 89 million pixels, and ours.
     blank = np.zeros((9_600, 9_600), np.uint8)
     assert read_image(pillow(blank, "PNG", compress_level=1), "blank").shape == (9_600, 9_600, 3)
-
-
-@pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
-def test_arrays_become_three_channels(channels: int | None) -> None:
-    array = GREY if channels is None else np.dstack([RGB, GREY])[..., :channels]
-    grey = array if channels is None else array[..., 0]
-    expected = RGB if channels in (3, 4) else thrice(grey)
-    np.testing.assert_array_equal(to_rgb(array), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -1285,6 +1270,41 @@ def test_the_colours_in_which_imagej_shows_a_grey_image_are_not_its_pixels() -> 
     palette = RNG.integers(0, 256, (3, 256), dtype=np.uint16)
     picture = tiff(GREY, colormap=palette * 257, metadata=None, **how)
     np.testing.assert_array_equal(read_recording(picture, "a.tif").pixels[0], palette.T[GREY])
+
+
+def test_a_palette_of_16_bit_pixels_only_shows_them() -> None:
+    deep = GREY.astype(np.uint16) * 10
+    ramp = np.stack([np.arange(2**16, dtype=np.uint16)] * 3)
+    recording = read_recording(tiff(deep, photometric="palette", colormap=ramp), "a.tif")
+    np.testing.assert_array_equal(recording.pixels[0, ..., 0], deep)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_fault_2_what_is_called_an_image_starts_no_other_program(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "gs"  # Ghostscript, by which Pillow draws PostScript
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with pytest.raises(InputError, match=f"^{name}: not an image, or damaged"):
+        read_recording(pillow(GREY, "EPS"), name)
+    assert not (tmp_path / "started").exists()
+
+
+def test_jpeg_2000_is_nd2_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nd2", None)  # as where it is not installed
+    data = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+    for name, words in (("a.nd2", "needs the extra `vendor`"), ("a.tif", "not an image")):
+        with pytest.raises(InputError, match=f"^{name}: .*{words}"):
+            read_recording(data, name)
+
+
+def test_want_of_memory_is_not_blamed_on_the_file() -> None:
+    assert "copy it again" in str(recordings.unreadable("a.png", ValueError("odd")))
+    line = str(recordings.unreadable("a.png", MemoryError()))
+    assert line == "a.png: not enough memory left; --data.num_workers 0 needs less"
 
 
 def micro_manager(pixels: np.ndarray, position: int) -> bytes:

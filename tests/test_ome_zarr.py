@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -91,6 +93,54 @@ def test_fault_2_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
     for name, what in (("a.zarr", "a zarr group without"), ("b.zarr", "a folder, but no zarr")):
         with pytest.raises(InputError, match=rf"^{name}: {what}"):
             read_recording(tmp_path / name, name)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("noise", [0, 60])
+def test_fault_2_a_chunk_that_is_cut_off_is_refused(
+    noise: int, zarr_format: Any, tmp_path: Path
+) -> None:
+    # Where Blosc cannot compress it stores, and does not see where that ends.
+    pixels = GREY // 2 + np.random.default_rng(0).integers(0, noise + 1, GREY.shape, np.uint8)
+    codec = zarr.codecs.BloscCodec() if zarr_format == 3 else numcodecs.Blosc()
+    path = tmp_path / "a.zarr"
+    whole = zarr.create_array(
+        path, shape=pixels.shape, dtype=pixels.dtype, chunks=(64, 64), compressors=codec,
+        zarr_format=zarr_format,
+    )  # fmt: skip
+    whole[:] = pixels
+    np.testing.assert_array_equal(read_recording(path, "a.zarr").pixels[0, ..., 0], pixels)
+    chunk = path / ("c/0/0" if zarr_format == 3 else "0.0")
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"^a\.zarr: cannot be read: a chunk is cut off"):
+        read_recording(path, "a.zarr")
+
+
+def test_axes_are_known_by_their_type_whatever_their_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zarr", "0.4")
+    group = zarr.open_group(path, mode="r+")
+    (scales,) = group.attrs["multiscales"]  # type: ignore[misc]
+    axes = [{**axis, "name": axis.get("type", axis["name"])} for axis in scales["axes"][:2]]  # type: ignore[call-overload, index, union-attr]
+    axes += scales["axes"][2:]  # type: ignore[call-overload, index, operator]
+    group.attrs["multiscales"] = [{**scales, "axes": axes}]  # type: ignore[dict-item]
+    recording = read_recording(path, path.name)
+    assert (recording.channels, recording.plane_axes) == (("actin", "DAPI"), "Z")
+    group.attrs["multiscales"] = [{**scales, "axes": [*axes[:3], axes[4], axes[4]]}]  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"^a\.zarr: axes are time, channel, z, x, x; export it"):
+        read_recording(path, path.name)
+
+
+def test_fault_2_plates_and_images_without_their_pixels_are_named(tmp_path: Path) -> None:
+    plate = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    plate.attrs["plate"] = {"wells": [{"path": "A/1"}]}
+    write(tmp_path / "a.zarr" / "A" / "1" / "0", "0.4")
+    with pytest.raises(InputError, match=r"^a\.zarr: a plate; copy its fields"):
+        read_recording(tmp_path / "a.zarr", "a.zarr")
+    path = write(tmp_path / "b.zarr", "0.4")
+    shutil.rmtree(path / "0")
+    with pytest.raises(InputError, match=r"^b\.zarr: its full size, 0, is missing"):
+        read_recording(path, "b.zarr")
 
 
 def test_an_image_may_lie_in_a_group_of_its_own_but_not_several(tmp_path: Path) -> None:

@@ -239,12 +239,7 @@ def test_planes_of_a_stack_keep_ids_of_their_own(tmp_path: Path) -> None:
     ] == [(0, "1", {"Area px": 4}), (2, "1", {"Area px": 12}), (2, "7", {"Area px": 1})]
     assert len({f["id"] for f in features}) == 3
 
-    assert [row["ImageId"] for row in rle_rows("a", stack)] == [
-        "a-0001",
-        "a-0002",
-        "a-0003",
-        "a-0003",
-    ]
+    assert [row["ImageId"] for row in rle_rows("a", stack)] == ["a#1", "a#2", "a#3", "a#3"]
 
     write_coco(tmp_path / "nuclei.json", "stack.tif", stack)
     content = json.loads((tmp_path / "nuclei.json").read_text())

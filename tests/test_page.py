@@ -36,7 +36,7 @@ NO_DIAMETERS = np.zeros(0, np.int64)
 
 def thumbnail(number: int) -> tuple[Image.Image, str]:
     image, labels = generate(number, size=64)
-    picture = Image.fromarray(outlined((image / 255).astype(np.float32), labels))
+    picture = Image.fromarray(outlined(image, labels))
     file = io.BytesIO()
     picture.save(file, "JPEG")
     return picture, base64.b64encode(file.getvalue()).decode()

@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from cellseg import tiles
 from cellseg.adapt import rescale, resize_maps
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode, encode
 from cellseg.nn.unet import UNet
-from cellseg.predict import tiles
-from cellseg.predict.tiles import Piece, stitch, with_halo
+from cellseg.tiles import Piece, stitch, with_halo
 
 Labels = NDArray[np.uint32]
 

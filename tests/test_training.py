@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cellseg.errors import OutputError
+from cellseg.failures import explained
 from cellseg.training.dashboard import Dashboard, _add_pr_curve
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
@@ -387,6 +389,44 @@ def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
     assert any(name.startswith("config") for name in tags["tensors"])
     assert any("hparams" in name for name in tags["tensors"] | set(_hparams(tmp_path)))
     assert len(scalars(tmp_path, "val/dice")) == 2
+    (folder,) = tmp_path.rglob("version_0")
+    events = EventAccumulator(str(folder)).Reload()
+    (panel,) = (name for name in tags["images"] if name.startswith("panel/"))
+    # A panel lies where the scores of its validation do.
+    steps = set(scalars(tmp_path, "val/dice"))
+    assert {event.step for event in events.Images(panel)} == steps
+    assert {event.step for event in events.Tensors("val/precision_recall")} == steps
+
+
+def test_the_dashboard_is_drawn_where_tensorboard_is_not_the_first_logger(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    loggers = [
+        {
+            "class_path": f"lightning.pytorch.loggers.{name}",
+            "init_args": {"save_dir": str(tmp_path)},
+        }
+        for name in ("CSVLogger", "TensorBoardLogger")
+    ]
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    logger = ("--trainer.logger", json.dumps(loggers))
+    assert cellseg("fit", *args, *logger, "--trainer.max_epochs", 1) == 0
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    tags = EventAccumulator(str(events)).Reload().Tags()
+    assert any(name.startswith("panel/") for name in tags["images"])
+    assert "best/map" in tags["scalars"]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_training_that_diverges_is_stopped_and_its_weights_are_not_kept(
+    nuclei: Path, tmp_path: Path, fails: Fails
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    line = fails("fit", *args, "--trainer.max_epochs", 20, "--model.lr", 1e12)
+    assert "the loss is no longer a number: a smaller --model.lr" in line
+    for path in tmp_path.rglob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_the_split_is_kept_beside_the_config_and_divides_alike(
@@ -466,6 +506,17 @@ def test_early_stopping_ends_a_run_that_no_longer_rises(
     assert cellseg("fit", *args, *more) == 0
     assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 3
     assert "Stopped at" not in capfd.readouterr().err
+
+
+def test_fault_30_a_killed_data_worker_is_known_where_lightning_wraps_its_end() -> None:
+    def log() -> None:
+        try:  # torch's handler of the signal may come in anywhere
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+        except RuntimeError as error:
+            raise ValueError("you tried to log 0.0 which is currently not supported") from error
+
+    with pytest.raises(OutputError, match="a process that reads images was killed"), explained():
+        log()
 
 
 def test_fault_30_killed_data_worker_ends_the_run(nuclei: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -101,7 +102,9 @@ class Application(LightningCLI):
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         refuse_empty(args)
-        self.command = {"command": shlex.join(["cellseg", *args]), "version": __version__}
+        # A class of one's own comes in by a script.
+        program = ["cellseg"] if model_class is SegmentationTask else ["python", sys.argv[0]]
+        self.command = {"command": shlex.join([*program, *args]), "version": __version__}
         self.exit_code = 0
         self.choice: Choice | None = None
         super().__init__(
@@ -255,7 +258,9 @@ class Application(LightningCLI):
         if self.subcommand == "predict":  # it would litter its folder; a config of fit has one
             return False
         if self.subcommand != "fit":
-            return TensorBoardLogger(root, name=None, version=self.subcommand)
+            return TensorBoardLogger(
+                root, name=None, version=self.subcommand, default_hp_metric=False
+            )
         version = None
         if self._resumed and self._resumed.parents[1] == _absolute(root) / "lightning_logs":
             version = self._resumed.parent.name
@@ -276,12 +281,15 @@ class Application(LightningCLI):
             log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
         self._get(self.config_init, "checkpoint").resumed = self._resumed
         keep_freed_memory()
-        self._get(self.config_init, "dashboard").config_text = self._config_text()
+        dashboard = self._get(self.config_init, "dashboard")
+        dashboard.config_text = self._config_text()
+        settings = json.loads(self._config_text(format="json"))
+        dashboard.settings = _named("model", settings["model"]) | _named("data", settings["data"])
 
     def after_fit(self) -> None:
         tuning = self._get(self.config_init, "tuning")
         if not tuning.trained:
-            limit = "max_steps" if self.trainer.max_steps > 0 else "max_epochs"
+            limit = "max_steps" if self.trainer.max_steps >= 0 else "max_epochs"
             log.info("Trained to its end already; a higher --trainer.%s goes on", limit)
             tuning.make_up(self.trainer, self.model)
 

@@ -205,7 +205,10 @@ def check(command: str, settings: Namespace) -> None:
         )
     if trainer.accumulate_grad_batches < 1:
         raise InputError("--trainer.accumulate_grad_batches: must be 1 or more")
-    limit = f"limit_{'val' if command == 'validate' else command}_batches"
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        raise InputError("--trainer.check_val_every_n_epoch: must be 1 or more, or null")
+    stage = {"fit": "train", "validate": "val"}.get(command, command)
+    limit = f"limit_{stage}_batches"
     if trainer.get(limit) == 0:
         raise InputError(f"--trainer.{limit} 0: leaves no image to {command}; leave the flag out")
     if trainer.enable_checkpointing is False and command == "fit":

@@ -127,7 +127,10 @@ def refuse_other(weights: Mapping[str, Tensor], module: nn.Module, name: str) ->
         if key not in own or key not in weights or own[key].shape != weights[key].shape
     )
     if differing:
-        raise InputError(f"{name}: of another architecture: it differs in {few(differing)}")
+        raise InputError(
+            f"{name}: of another architecture: it differs in {few(differing)}; a network of your "
+            "own needs the script that trained it"
+        )
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

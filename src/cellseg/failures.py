@@ -29,22 +29,21 @@ def explained() -> Iterator[None]:
         yield
     except (InputError, OutputError):
         raise
-    except (RuntimeError, OSError, EOFError) as error:
+    except Exception as error:
+        # Wherever the process is it learns of it; where it was logging, Lightning wraps that.
+        if any(_is_of_a_loader(each) for each in (error, error.__cause__) if each is not None):
+            raise OutputError(
+                "a process that reads images was killed, perhaps for want of memory, or of shared "
+                "memory (/dev/shm; --shm-size of a container); fewer of them (--data.num_workers "
+                "0) or smaller batches need less; predict goes on where it stopped"
+            ) from error
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
-        if not _is_of_a_loader(error):
-            raise
-        raise OutputError(
-            "a process that reads images was killed, perhaps for want of memory, or of shared "
-            "memory (/dev/shm; --shm-size of a container); fewer of them (--data.num_workers 0) or "
-            "smaller batches need less; predict goes on where it stopped"
-        ) from error
-    except MisconfigurationException as error:  # by flags that do not go together
-        raise InputError(str(error)) from error
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
-        if not _is_of_a_flag(error):
-            raise
-        raise InputError(f"--trainer: {error}") from error
+        if isinstance(error, MisconfigurationException):  # by flags that do not go together
+            raise InputError(str(error)) from error
+        if isinstance(error, ValueError | TypeError | ModuleNotFoundError) and _is_of_a_flag(error):
+            raise InputError(f"--trainer: {error}") from error
+        raise
 
 
 def _is_of_a_flag(error: Exception) -> bool:
@@ -58,9 +57,10 @@ def _is_in(file: Path, *packages: Path) -> bool:
     return any(package in file.parents for package in packages)
 
 
-def _is_of_a_loader(error: Exception) -> bool:
+def _is_of_a_loader(error: BaseException) -> bool:
     """Whether a loader process has died: torch sees it, or finds nobody to fetch an image from."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = Path(frames[-1].filename).parent.name if frames else ""
     fetching = raised_in == "multiprocessing" and isinstance(error, OSError | EOFError)
     shared = re.search(r"/torch_\d+_", str(error))  # the name of a file in shared memory
     return fetching or str(error).startswith("DataLoader worker") or shared is not None

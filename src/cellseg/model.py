@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 
 from cellseg.checkpoint import read, resolve
 from cellseg.data.cache import default_cache_dir
-from cellseg.data.channels import colours_of, three, to_rgb
+from cellseg.data.channels import to_rgb_planes
 from cellseg.data.dataset import to_input
+from cellseg.data.images import as_number
 from cellseg.data.large import LargeImage
+from cellseg.data.recording import Recording, arrange
 from cellseg.instances import narrow
 from cellseg.nn.unet import LARGE
-from cellseg.predict.tiles import margin_for, stitch
 from cellseg.runtime import RuntimeName, backend_for, choose
 from cellseg.task import SegmentationTask
+from cellseg.tiles import margin_for, stitch
 
 
 class Model:
@@ -70,19 +72,22 @@ class Model:
         if invert not in (True, False, "auto"):
             raise ValueError(f"invert={invert!r}: must be True, False or 'auto'")
         invert = invert if invert == "auto" else bool(invert)  # NumPy has a True of its own
-        pixels, batch = to_rgb(image), {"error": "", "diameter": diameter, "invert": invert}
-        if pixels[..., 0].size > LARGE:
-            return self._stitched(pixels, batch)
-        shown = three(pixels[..., colours_of(pixels)[0]])
+        batch = {"diameter": diameter, "invert": invert}
+        image = as_number(np.atleast_3d(image))
+        colour = image.shape[2] > 2
+        recording = arrange("", image if colour else image[..., :1], "YXS", colour)
+        if recording.pixels[..., 0].size > LARGE:
+            return self._stitched(recording, batch)
+        (shown,), _ = to_rgb_planes(recording)
         tensor = to_input(shown, self.percentiles)[None].to(self.task.device)
         found = self.task.predict_step({"image": tensor, **batch})()
         return np.asarray(found["labels"][0])
 
-    def _stitched(self, pixels: NDArray[Any], batch: dict[str, Any]) -> NDArray[Any]:
-        """The nuclei of pixels (H, W, 3) that are too many for the network at once."""
-        large = LargeImage.of_array(pixels, self.percentiles)
+    def _stitched(self, recording: Recording, batch: dict[str, Any]) -> NDArray[Any]:
+        """The nuclei of an image that is too large for the network at once."""
+        large = LargeImage(recording, "all", None, self.percentiles)
         found = self.task.predict_step({"large": large, **batch})()
-        shape, scale = pixels.shape[:2], found["scale"]
+        shape, scale = recording.pixels.shape[1:3], found["scale"]
         decoding = self.task.decoding.at(scale)
         strips = stitch(shape, found["maps"](0), decoding, margin_for(scale), lambda piece: None)
         labels = np.concatenate([strip.copy() for strip, _ in strips])

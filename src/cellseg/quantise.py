@@ -102,11 +102,13 @@ def quantise(path: Path, stored: Stored, datamodule: NucleiDataModule) -> None:
     ranges = measure(task.net, (batch["image"].contiguous(memory_format=fast) for batch in crops))
     if path.suffix == ".safetensors":
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        write_json(path.with_suffix(".json"), {**facts, "ranges": ranges})
+        stored_in = path.with_suffix(".json")
+        write_json(stored_in, {**facts, "ranges": ranges})
     else:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        stored_in = path
         write(path, {**content, "ranges": ranges})
-    log.info("Measured on %d crops and stored in %s", datamodule.crops_per_epoch, path.parent)
+    log.info("Measured on %d crops and stored in %s", datamodule.crops_per_epoch, stored_in)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from torchmetrics import MeanMetric
 
 from cellseg.adapt import DIAMETER
 from cellseg.checkpoint import Stored, read, refuse_other, resolve
+from cellseg.errors import InputError
 from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
-from cellseg.predict.segmenter import Segmenter
+from cellseg.segmenter import Segmenter
 
 MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
 
@@ -274,10 +275,15 @@ class SegmentationTask(pl.LightningModule):
 
     def _log_scores(self, stage: str) -> None:
         # Metrics sum over the processes themselves, also those that had no image.
-        scores = self.eval_scores.compute()
+        scores, loss = self.eval_scores.compute(), self.eval_loss.compute()
         if self.trainer.state.fn == "fit":  # the dashboard shows the main ones
+            if not loss.isfinite():
+                raise InputError(
+                    "the loss is no longer a number: a smaller --model.lr, or --trainer.precision "
+                    "bf16-mixed"
+                )
             scores = {name: scores[name] for name in MAIN_SCORES}
-        for name, score in {"loss": self.eval_loss.compute(), **scores}.items():
+        for name, score in {"loss": loss, **scores}.items():
             self.log(f"{stage}/{name}", score, prog_bar=stage == "val" and name == "map")
         self.eval_loss.reset()
         self.eval_scores.reset()

@@ -1,9 +1,9 @@
-"""What is known of an image file besides its pixels."""
+"""What the results of an image say of its file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,10 +15,8 @@ class About:
     Attributes:
         file: Relative POSIX name.
         stem: What its results are called.
-        planes: Index of each plane in the file; empty for a file of one plane.
-        axes: What the planes are, such as "TZ", with as many numbers of them in `shape`.
-        shape: Of the planes; their product is P.
-        stack: `axes` and `shape` of the file, of which not all planes may be wanted.
+        planes: Those to predict; as are `plane_axes` and `plane_shape`, see `Recording`.
+        stack: Axes and shape of the file, of which not all planes may be wanted.
         channels: Names of the C channels.
         colour: Whether they are red, green and blue of one picture.
         pixel_size: In um, or None.
@@ -30,8 +28,8 @@ class About:
     file: str
     stem: str
     planes: Sequence[int]
-    axes: str
-    shape: tuple[int, ...]
+    plane_axes: str
+    plane_shape: tuple[int, ...]
     stack: tuple[str, tuple[int, ...]]
     channels: Sequence[str]
     colour: bool
@@ -39,6 +37,10 @@ class About:
     z_step: float | None
     note: str = ""
     scale: float = 1.0
+
+    def noted(self, note: str) -> About:
+        """The same with another note, if there is any."""
+        return replace(self, note="; ".join(filter(None, [self.note, note])))
 
     @property
     def plane_names(self) -> list[str]:

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 
-from cellseg.data.images import as_number
 from cellseg.data.intensity import sampling_step
 from cellseg.data.recording import COLOURS, Array, Recording
 from cellseg.errors import InputError
@@ -121,12 +120,6 @@ def colours_of(seen: Array) -> tuple[slice, str]:
     number = 2 if shown[2] or not shown.any() else int(high.argmax())
     guess = f"several colours on black, took {COLOURS[number]}; --data.channel picks another"
     return slice(number, number + 1), guess if shown.sum() > 1 else ""
-
-
-def to_rgb(pixels: Array) -> Array:
-    """Pixels (H, W) or (H, W, 1 to 4) as (H, W, 3), without what is alpha in PNG; read-only."""
-    pixels = np.atleast_3d(pixels)
-    return three(as_number(pixels[..., : 3 if pixels.shape[2] > 2 else 1]))
 
 
 def three(pixels: Array) -> Array:

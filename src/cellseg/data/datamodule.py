@@ -288,15 +288,12 @@ class NucleiDataModule(pl.LightningDataModule):
     def annotated(self) -> tuple[str, list[Annotated]]:
         """Where the annotated images come from, and themselves; looked for once."""
         testing = self.trainer is None or self.trainer.state.fn == TrainerFn.TESTING
-        flag = "test_dir" if testing and self.test_dir else "root"
+        root, synthetic, download, flag = self.root, self.synthetic, self.download, "--data.root"
+        if testing and self.test_dir:
+            root, synthetic, download, flag = self.test_dir, 0, False, "--data.test_dir"
         if flag not in self._found:
             self._found[flag] = find_annotated(
-                getattr(self, flag),
-                self.synthetic if flag == "root" else 0,
-                self.download and flag == "root",
-                self.cache_dir,
-                self.reading.channel,
-                f"--data.{flag}",
+                root, synthetic, download, self.cache_dir, self.reading.channel, flag
             )
         return self._found[flag]
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from cellseg.data.about import About
 from cellseg.data.channels import to_rgb_planes
 from cellseg.data.digests import digest_of, size_and_time
-from cellseg.data.images import note_on_maximum, read_recording, select_planes
+from cellseg.data.images import note_on_maximum, planes_of, read_recording, select_planes
 from cellseg.data.intensity import (
     intensity_limits,
     normalise,
@@ -24,7 +24,7 @@ from cellseg.data.intensity import (
 )
 from cellseg.data.large import LargeImage
 from cellseg.data.listing import readable
-from cellseg.data.recording import unreadable
+from cellseg.data.recording import Recording, unreadable
 from cellseg.errors import InputError
 from cellseg.nn.unet import LARGE
 
@@ -126,40 +126,26 @@ class FileDataset(Dataset[dict[str, Any]]):
             raise InputError(f"{readable(name)}: its name is not valid Unicode; rename it")
         size, mtime = size_and_time(path)
         recording = read_recording(path, name, by_windows=True)
-        stack = recording.plane_axes, recording.plane_shape
+        _, wanted = planes_of(recording, how.plane)
         content: dict[str, Any]
         if math.prod(recording.pixels.shape[:3]) > LARGE:
             large = LargeImage(recording, how.plane, how.channel, how.percentiles)
-            content = {"large": large}
-            planes, axes, shape, note = large.planes, large.axes, large.sizes, large.note
+            content, note = {"large": large}, large.note
         else:
-            recording = select_planes(recording, how.plane)
-            pixels, note = to_rgb_planes(recording, how.channel)
-            limits = intensity_limits(pixels, how.percentiles)
-            image = normalise(pixels, limits)
-            holes = int(np.count_nonzero(~np.isfinite(pixels[..., 0])))
-            content = {
-                "image": torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))),
-                "pixels": Held(
-                    torch.from_numpy(np.require(recording.pixels, requirements=["C", "W"]))
-                ),
-            }
-            planes, axes, shape = recording.planes, recording.plane_axes, recording.plane_shape
-            notes = [note, note_on_holes(holes), note_on_contrast(limits, pixels.dtype)]
-            note = "; ".join(filter(None, notes))
+            content, note = self._whole(select_planes(recording, how.plane))
         about = About(
             file=name,
             stem=stem,
-            planes=planes,
-            axes=axes,
-            shape=shape,
-            stack=stack,
+            planes=wanted.planes,
+            plane_axes=wanted.plane_axes,
+            plane_shape=wanted.plane_shape,
+            stack=(recording.plane_axes, recording.plane_shape),
             channels=recording.channels,
             colour=recording.colour,
             pixel_size=how.pixel_size or recording.pixel_size,
             z_step=recording.z_step,
-            note="; ".join(filter(None, [note, note_on_maximum(how.plane, stack[0])])),
-        )
+            note=note,
+        ).noted(note_on_maximum(how.plane, recording.plane_axes))
         return content | {
             "about": Held(about),
             "invert": how.invert,
@@ -168,3 +154,17 @@ class FileDataset(Dataset[dict[str, Any]]):
             "mtime": mtime,
             "sha256": digest_of(path),
         }
+
+    def _whole(self, recording: Recording) -> tuple[dict[str, Any], str]:
+        """The pixels of an item, and a note on them."""
+        pixels, note = to_rgb_planes(recording, self.reading.channel)
+        limits = intensity_limits(pixels, self.reading.percentiles)
+        image = normalise(pixels, limits).transpose(0, 3, 1, 2)
+        recorded = np.require(recording.pixels, requirements=["C", "W"])
+        content = {
+            "image": torch.from_numpy(np.ascontiguousarray(image)),
+            "pixels": Held(torch.from_numpy(recorded)),
+        }
+        holes = int(np.count_nonzero(~np.isfinite(pixels[..., 0])))
+        notes = [note, note_on_holes(holes), note_on_contrast(limits, pixels.dtype)]
+        return content, "; ".join(filter(None, notes))

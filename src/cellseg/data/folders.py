@@ -190,7 +190,7 @@ def _masks_of(name: str, stems: dict[str, list[str]]) -> tuple[str, ...]:
     for stem in dict.fromkeys((path.name, path.stem, stem_of(name))):
         own = [
             mask
-            for mark in ("", "_rois", *PREDICTED)
+            for mark in ("", *PREDICTED, "_rois")
             for mask in stems.get(stem + mark, [])
             if mark or not is_image(mask) or PurePosixPath(mask).parent != path.parent
         ]

@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", "
 # Formats of images that we do not read; `predict` names such files.
 UNREAD = (
     *(".gif", ".webp", ".jp2", ".heic", ".lif", ".lsm", ".oib", ".oif", ".vsi", ".ims", ".dv"),
-    *(".mrxs", ".ndpi", ".scn", ".stk", ".dcm"),
+    *(".mrxs", ".ndpi", ".scn", ".stk", ".dcm", ".zarr.zip"),
 )
 
 

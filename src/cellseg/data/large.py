@@ -22,7 +22,8 @@ from cellseg.data.intensity import (
     sampling_step,
     without_padding,
 )
-from cellseg.data.recording import COLOURS, Array, Recording, Windows
+from cellseg.data.recording import Array, Recording, Windows
+from cellseg.tiles import parts
 
 # Side in px of the windows that are read to look at the whole.
 WINDOW = 1024
@@ -39,9 +40,6 @@ class LargeImage:
 
     Attributes:
         shape: (P, H, W) of the planes to predict.
-        planes: Their numbers in the file; empty for a file of one plane, or for a projection.
-        axes: What the planes are; empty unless all of them are taken.
-        sizes: How many of each there are; their product is P.
         note: On a choice of channel that may be wrong, and on pixels that are no numbers.
         sample: Plane, rows and columns of the window whose intensities vary most.
     """
@@ -53,12 +51,11 @@ class LargeImage:
         channel: str | None,
         percentiles: tuple[float, float],
     ) -> None:
-        places, wanted = planes_of(recording, plane)
+        places, _ = planes_of(recording, plane)
         self._pixels = recording.pixels
         self._channels, note = channels_of(recording, channel)
         # Of each plane to predict, those of which it is the maximum.
         self._places = [places] if plane == "max" else [(place,) for place in places]
-        self.planes, self.axes, self.sizes = wanted.planes, wanted.plane_axes, wanted.plane_shape
         self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
         try:
             seen = self._look()
@@ -72,12 +69,6 @@ class LargeImage:
         self._limits = limits_of(three(seen), percentiles, noise, step)
         notes = [note, note_on_holes(self._holes), note_on_contrast(self._limits, seen.dtype)]
         self.note = "; ".join(filter(None, notes))
-
-    @classmethod
-    def of_array(cls, pixels: Array, percentiles: tuple[float, float]) -> LargeImage:
-        """A picture (H, W, 3)."""
-        recording = Recording("", pixels[None], (), "", (), COLOURS, True, None)
-        return cls(recording, "all", None, percentiles)
 
     def recorded(self, plane: int, rows: slice, columns: slice) -> Array:
         """A window (h, w, C) of all channels."""
@@ -131,10 +122,6 @@ class LargeImage:
     def _windows(self, side: int) -> Iterator[tuple[int, slice, slice]]:
         planes, height, width = self.shape
         for plane in range(planes):
-            for top in range(0, height, side):
-                for left in range(0, width, side):
-                    yield (
-                        plane,
-                        slice(top, min(top + side, height)),
-                        slice(left, min(left + side, width)),
-                    )
+            for rows in parts(slice(0, height), side):
+                for columns in parts(slice(0, width), side):
+                    yield plane, rows, columns

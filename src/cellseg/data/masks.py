@@ -21,7 +21,6 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
             were smoothed.
     """
     from skimage.measure import label
-    from skimage.segmentation import relabel_sequential
 
     masks = [_read(tree.source(name), name, shape) for name in sample.masks]
     for name, mask in zip(sample.masks, masks, strict=True):
@@ -34,9 +33,9 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
     if not sample.whole and (len(masks) > 1 or _is_of_one(masks[0])):
         return merge_masks(masks)
     if sample.masks[0].lower().endswith(OUTLINE_FILES):  # each is a nucleus, whatever its parts
-        return _compact(relabel_sequential(masks[0])[0])
+        return _numbered(masks[0])
     labels = whole_labels(masks[0])
-    nuclei, pieces = np.count_nonzero(np.unique(labels)), int(label(labels).max())
+    nuclei, pieces = int(labels.max()), int(label(labels).max())
     # One nucleus in many pieces; or two or three values, of classes, that are 255 at most.
     classes = nuclei < 4 and masks[0].max() == 255 and pieces > 2 * nuclei
     if pieces > 10 + 2 * nuclei or classes:
@@ -63,12 +62,10 @@ def merge_masks(masks: Sequence[Array]) -> Array:
     A pixel is in a nucleus where its mask has half of its highest value: that of a JPEG is not 0
     around it.
     """
-    from skimage.segmentation import relabel_sequential
-
     labels = np.zeros(masks[0].shape, np.int32)
     for number, mask in enumerate(masks, start=1):
         labels[(mask >= max(mask.max() / 2, 1)) & (labels == 0)] = number
-    return _compact(relabel_sequential(labels)[0])
+    return _numbered(labels)
 
 
 def whole_labels(mask: Array) -> Array:
@@ -77,16 +74,16 @@ def whole_labels(mask: Array) -> Array:
     A mask of one value besides 0 is binary: its 8-connected components are the nuclei.
     """
     from skimage.measure import label
+
+    binary = np.count_nonzero(np.unique(mask)) <= 1
+    return _numbered(label(mask > 0) if binary else mask)
+
+
+def _numbered(labels: Array) -> Array:
+    """Labels from 1 without gaps, as small as they can be."""
     from skimage.segmentation import relabel_sequential
 
-    values = np.unique(mask)
-    if np.count_nonzero(values) <= 1:
-        return _compact(label(mask > 0))
-    # A copy, since it takes no read-only array, which Pillow gives.
-    return _compact(relabel_sequential(mask.copy())[0])
-
-
-def _compact(labels: Array) -> Array:
+    labels, _, _ = relabel_sequential(labels.copy())  # it takes no read-only array, as of Pillow
     # OpenCV warps uint16 as it is, but neither uint32 nor int64.
     small = labels.max(initial=0) <= np.iinfo(np.uint16).max
     return labels.astype(np.uint16 if small else np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from cellseg.data.recording import (
 )
 from cellseg.errors import InputError
 from cellseg.nn.unet import LARGE
+
+# By their type, whatever their names.
+AXES = {"time": "T", "channel": "C"}
 
 
 def read_zarr(path: Path, name: str, by_windows: bool) -> Recording:
@@ -56,6 +59,28 @@ def _open(path: Path, name: str) -> Opened:
     return Opened(pixels, axes, convert, lambda: None)
 
 
+@cache
+def _refuse_cut_off_chunks() -> None:
+    """Have Blosc look at the length of a chunk before it decodes it.
+
+    It believes the chunk's header, and reads on in whatever lies behind it in memory: other pixels
+    each time, or the end of the process.
+    """
+    import numcodecs  # type: ignore[import-untyped]
+    import zarr.codecs.blosc
+
+    class Checked(numcodecs.Blosc):  # type: ignore[misc]
+        def decode(self, buf: Any, out: Any = None) -> Any:
+            chunk = memoryview(buf).cast("B")
+            # https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
+            if len(chunk) < int.from_bytes(chunk[12:16], "little"):
+                raise ValueError("a chunk is cut off")
+            return super().decode(buf, out)
+
+    numcodecs.register_codec(Checked, "blosc")  # of zarr 2
+    vars(zarr.codecs.blosc)["Blosc"] = Checked  # of zarr 3, which holds the class itself
+
+
 def _metadata(group: Any) -> Any:
     return group.attrs.get("ome", group.attrs)
 
@@ -66,13 +91,18 @@ def _image(
     """The array at full size, its axes; its channels and sizes as `arrange` takes them."""
     import zarr
 
+    _refuse_cut_off_chunks()
     try:
         found = zarr.open(path, mode="r")
     except FileNotFoundError as error:
         raise InputError(f"{name}: a folder, but no zarr image; name the images in it") from error
     if isinstance(found, zarr.Array):
         return found, "TCZYX"[-found.ndim :], ((), None, None)
-    if _metadata(found).get("multiscales") is None:
+    if "plate" in _metadata(found):
+        raise InputError(
+            f"{name}: a plate; copy its fields, such as A/1/0, out as folders that end in .zarr"
+        )
+    if not _metadata(found).get("multiscales"):
         # As bioformats2raw writes it: each image in a group of its own, from 0.
         if "0" not in found or not isinstance(found["0"], zarr.Group):
             raise InputError(
@@ -86,7 +116,12 @@ def _image(
     full = scales["datasets"][0]
     # Before 0.4 an axis is a mere name; before 0.3 all are there, in this order.
     named = [a if isinstance(a, dict) else {"name": a} for a in scales.get("axes", "tczyx")]
-    axes = "".join(axis["name"].upper() for axis in named)
+    axes = "".join(AXES.get(axis.get("type") or "", axis["name"][:1].upper()) for axis in named)
+    if len({*axes}) < len(axes) or not {"Y", "X"} <= {*axes}:
+        words = ", ".join(axis["name"] for axis in named)
+        raise InputError(f"{name}: axes are {words}; export it with y, x and any of t, c and z")
+    if full["path"] not in found:
+        raise InputError(f"{name}: its full size, {full['path']}, is missing; copy it again")
     channels = (attributes.get("omero") or {}).get("channels") or ()
     labels = [(channel or {}).get("label") for channel in channels]
     names = [None if label is None else str(label) for label in labels]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -49,17 +50,11 @@ def read_rois(source: Path | bytes, shape: tuple[int, int], name: str = "") -> L
         InputError: The file is damaged, holds selections that are no areas, or those of
             several planes of a stack.
     """
-    name = name or str(source)
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-        rois = _parse_rois(data)
+    with _explained(name or str(source), "ImageJ ROIs"):
+        rois = _parse_rois(source if isinstance(source, bytes) else source.read_bytes())
         planes = {(roi.position, roi.z_position, roi.t_position) for _, roi in rois}
         _one_plane(planes - {(0, 0, 0)})  # 0: on every plane
         return _painted([(label, [_selected(label, roi, shape)]) for label, roi in rois], shape)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    except Exception as error:  # roifile and zipfile have many for damage
-        raise InputError(f"{name}: no ImageJ ROIs, or damaged: {_cause(error)}") from error
 
 
 def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -> Labels:
@@ -80,8 +75,7 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
         InputError: The file is damaged, holds features that are no areas, annotations around
             detections, or several planes of a stack.
     """
-    name = name or str(source)
-    try:
+    with _explained(name or str(source), "GeoJSON"):
         data = source if isinstance(source, bytes) else source.read_bytes()
         features = _parse_features(json.loads(data))
         areas = [
@@ -94,14 +88,18 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
         kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
         _refuse_regions(areas, [kind in ("detection", "cell") for kind in kinds], shape)
         return _painted(areas, shape)
+
+
+@contextmanager
+def _explained(name: str, kind: str) -> Iterator[None]:
+    """Names the file in errors of reading outlines, of whatever type they are."""
+    try:
+        yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except Exception as error:  # any part of the file may be of any type
-        raise InputError(f"{name}: no GeoJSON, or damaged: {_cause(error)}") from error
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # decoders have many for damage, and JSON may hold anything
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: no {kind}, or damaged: {cause}") from error
 
 
 def _one_plane(planes: set[Any]) -> None:

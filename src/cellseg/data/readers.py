@@ -20,12 +20,14 @@ from cellseg.data.recording import (
     arrange,
     check_claim,
     in_micrometres,
-    memory_limit,
     side_of_square,
     unreadable,
 )
 from cellseg.data.tiff import read_tiff
 from cellseg.errors import InputError
+
+# Pillow's formats that are read, whatever a file's name says; others would run Ghostscript (EPS).
+PILLOW = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 
 
 def read_file(source: Path | bytes, name: str = "", by_windows: bool = False) -> Recording:
@@ -74,23 +76,15 @@ def _by_content(file: File, name: str, path: Path | None) -> Recording:
         file.seek(0)
     if head[:10] == b"ZISRAWFILE":
         return _read_czi(file, name)
-    if head[:4] == b"\xda\xce\xbe\x0a" or head[4:8] == b"jP  ":  # JPEG 2000 before 2010
+    of_2010 = head[4:8] == b"jP  " and name.lower().endswith(".nd2")  # before it was JPEG 2000
+    if head[:4] == b"\xda\xce\xbe\x0a" or of_2010:
         return _read_nd2(file, name)
     return _read_other(file, name)
 
 
 def _read_other(file: File, name: str) -> Recording:
-    Image.MAX_IMAGE_PIXELS = memory_limit()  # Pillow's own limit is below a slide's size
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(file)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{name}: larger than the memory allows; save it as a tiled TIFF, which is read part "
-            "by part, or cut it up"
-        ) from error
-    with picture:
+    Image.MAX_IMAGE_PIXELS = None  # it is below a slide's size; `check_claim` has our own
+    with Image.open(file, formats=PILLOW) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":  # of a phone, whose first is the picture
             raise InputError(f"{name}: holds {frames} frames; save the one to segment")
@@ -122,7 +116,7 @@ def _read_nd2(file: File, name: str) -> Recording:
     try:
         import nd2
     except ImportError as error:
-        raise _missing(name, ".nd2") from error
+        raise _missing(name, ".nd2", "nd2") from error
 
     with nd2.ND2File(file) as stack:
         axes, shape = "".join(stack.sizes), tuple(stack.sizes.values())
@@ -144,7 +138,7 @@ def _read_czi(file: File, name: str) -> Recording:
     try:
         import czifile
     except ImportError as error:
-        raise _missing(name, ".czi") from error
+        raise _missing(name, ".czi", "'czifile<2026'") from error
 
     with czifile.CziFile(file) as czi:
         sizes = dict(zip(czi.axes, czi.shape, strict=True))
@@ -176,8 +170,7 @@ def _read_czi(file: File, name: str) -> Recording:
     return arrange(name, pixels, axes, colour, names, side_of_square(x, y), z)
 
 
-def _missing(name: str, suffix: str) -> InputError:
-    package = {".nd2": "nd2", ".czi": "'czifile<2026'"}[suffix]
+def _missing(name: str, suffix: str, package: str) -> InputError:
     return InputError(
         f"{name}: reading {suffix} needs the extra `vendor`, or just pip install {package}"
     )

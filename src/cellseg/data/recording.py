@@ -241,6 +241,8 @@ def granted_memory(
 
 def unreadable(name: str, error: Exception) -> InputError:
     """What to raise where a decoder has failed."""
+    if isinstance(error, MemoryError):
+        return InputError(f"{name}: not enough memory left; --data.num_workers 0 needs less")
     of_system = error.strerror if isinstance(error, OSError) else ""
     cause = " ".join((of_system or str(error)).split()) or type(error).__name__
     way_out = "" if of_system else "; copy it again, or save it anew"

@@ -75,8 +75,8 @@ def read_tiff(file: File, name: str, path: Path | None) -> Recording | None:
             sizes = [1 if a in "YX" else n for a, n in zip(series.axes, series.shape, strict=True)]
             pixels, axes, colour = _converted(np.zeros(sizes, series.dtype), series.axes, page)
             recording = arrange(name, pixels, axes, colour, *about)
-            sides = (_length(series, "Y"), _length(series, "X"))
-            windows = Windows(recording, sides, partial(_open, path, name))
+            height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
+            windows = Windows(recording, (height, width), partial(_open, path, name))
             if math.prod(windows.shape[:3]) > LARGE:
                 return replace(recording, pixels=windows)
         check_memory(name, series.nbytes)
@@ -123,7 +123,7 @@ def _open(path: Path, name: str) -> Opened:
 
 def _lazily(series: Any) -> Any:
     """The pixels of a series as an array that is read where it is indexed."""
-    if series.keyframe.is_memmappable and series.dataoffset is not None:
+    if _is_mapped(series):
         return series.asarray(out="memmap")
     import zarr
 
@@ -133,13 +133,12 @@ def _lazily(series: Any) -> Any:
 def _has_windows(series: Any) -> bool:
     """Whether parts of the pixels can be read without the rest."""
     page = series.keyframe
-    if page.is_memmappable and series.dataoffset is not None:
-        return True
-    return bool(math.prod(page.chunks) * page.dtype.itemsize <= LARGEST_CHUNK)
+    return _is_mapped(series) or math.prod(page.chunks) * page.dtype.itemsize <= LARGEST_CHUNK
 
 
-def _length(series: Any, axis: str) -> int:
-    return int(series.shape[series.axes.index(axis)])
+def _is_mapped(series: Any) -> bool:
+    """Whether the file holds the pixels as they are, in one piece."""
+    return series.keyframe.is_memmappable and series.dataoffset is not None
 
 
 def _single_image(tiff: Any, name: str) -> Any:
@@ -177,11 +176,12 @@ def _converted(pixels: Array, axes: str, page: Any) -> tuple[Array, str, bool]:
 def _has_palette(page: Any, axes: str) -> bool:
     """Whether the pixels are entries of a palette.
 
-    Those of channels, and ramps of ImageJ, only say in which colours they are shown.
+    Those of channels, ramps of ImageJ, and those of 16-bit pixels only say in which colours they
+    are shown.
     """
     import tifffile
 
-    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or "C" in axes:
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or "C" in axes or page.bitspersample > 8:
         return False
     return not (page.is_imagej and _is_ramp(page.colormap))
 

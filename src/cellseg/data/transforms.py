@@ -63,8 +63,9 @@ class Augmentation:
         """
         if self._pipelines is None:  # here, so that only training imports albumentations
             self._pipelines = (_pipeline(self.crop_size, self.strength), _turns(self.crop_size))
+        varied, turned = self._pipelines
         rng = np.random.default_rng(seed)
-        pipeline = self._pipelines[self.share < 1 and rng.random() >= self.share]
+        pipeline = turned if self.share < 1 and rng.random() >= self.share else varied
         # One pair of generators for the whole pipeline. `set_random_seed` would start every
         # transform with the same number: all of them would happen together or not at all.
         pipeline.set_random_state(rng, random.Random(seed))

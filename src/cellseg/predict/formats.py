@@ -98,33 +98,28 @@ def _tags(
     z_step: float | None,
 ) -> dict[str, Any]:
     """How tifffile is to write labels, see `write_labels`."""
-    metadata: dict[str, Any] = {}
-    resolution, unit = None, "NONE"
-    named = {"": "", "T": "T", "Z": "Z", "TZ": "TZ"}.get(axes, "Z" if len(axes) == 1 else None)
+    named = "Z" if len(axes) == 1 and axes != "T" else axes
     # Both formats drop axes of length 1.
-    kept = named is not None and 1 not in shape[:-2]
+    kept = named in ("", "T", "Z", "TZ") and 1 not in shape[:-2]
     imagej, ome = kept and dtype == np.uint16, kept and dtype == np.uint32
+    step = z_step if pixel_size and "Z" in axes else None
+    metadata: dict[str, Any] = {"axes": f"{named}YX"} if kept else {}
     if imagej:
-        metadata = {"LUTs": [_colours()], "Ranges": (0.0, highest), "min": 0.0, "max": highest}
-    if pixel_size:
-        per_unit = 1 if imagej else 1e4  # ImageJ names its unit elsewhere, and TIFF has no um
-        resolution = (per_unit / pixel_size, per_unit / pixel_size)
-        unit = "NONE" if imagej else "CENTIMETER"
-        sizes = {"X": pixel_size, "Y": pixel_size}
-        if z_step and "Z" in axes:
-            sizes["Z"] = z_step
-        if imagej:
-            metadata |= {"unit": "um", **({"spacing": sizes["Z"]} if "Z" in sizes else {})}
-        for side, size in sizes.items() if ome else ():
-            metadata |= {f"PhysicalSize{side}": size, f"PhysicalSize{side}Unit": "µm"}
-    if imagej or ome:
-        metadata["axes"] = f"{named}YX"
-    if ome:  # tifffile's would make other bytes of the same labels each time
+        metadata |= {"LUTs": [_colours()], "Ranges": (0.0, highest), "min": 0.0, "max": highest}
+        metadata |= {"unit": "um"} if pixel_size else {}
+        metadata |= {"spacing": step} if step else {}
+    if ome:
+        for side, size in (("X", pixel_size), ("Y", pixel_size), ("Z", step)):
+            if size:
+                metadata |= {f"PhysicalSize{side}": size, f"PhysicalSize{side}Unit": "µm"}
+        # tifffile's would make other bytes of the same labels each time
         metadata["UUID"] = str(uuid5(NAMESPACE_OID, f"{SOFTWARE} {shape} {highest} {metadata}"))
+    per_unit = 1 if imagej else 1e4  # ImageJ's unit is in its metadata; TIFF has cm, but no um
     return {
         "imagej": imagej, "ome": ome, "compression": "zlib", "software": SOFTWARE,
-        "photometric": "minisblack", "resolution": resolution, "resolutionunit": unit,
-        "metadata": metadata,
+        "photometric": "minisblack", "metadata": metadata,
+        "resolution": (per_unit / pixel_size,) * 2 if pixel_size else None,
+        "resolutionunit": "CENTIMETER" if pixel_size and not imagej else "NONE",
     }  # fmt: skip
 
 

@@ -224,11 +224,6 @@ class Journal:
         content = {**content, "time": now}
         self._take(content, self.store.append_line(self._name, content))
 
-    def remove_tables(self, names: Collection[str]) -> None:
-        """Delete files of the whole run, unless someone has changed them."""
-        for name in names:
-            self.remove(name, self.tables[name])
-
     def remove(self, name: str, digests: Collection[str]) -> None:
         """Delete a file if it has one of these digests; else someone has changed it."""
         path = self.dir / name
@@ -280,8 +275,8 @@ class Journal:
             if content["digests_at"]:
                 self._digests_at[file] = content["digests_at"]
         else:
-            names = ("stem", "size", "mtime", "sha256", "settings", "outputs", "kept")
-            self.entries[file] = Entry(**{n: content[n] for n in names}, place=place)
+            facts = {**content, "place": place}
+            self.entries[file] = Entry(*(facts[name] for name in Entry.__slots__))
 
 
 def _subject(content: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from cellseg.predict.results import (
     write_outlines,
     write_picture,
 )
-from cellseg.predict.tiles import MARGIN, TILE, Maps, Piece, margin_for, stitch
+from cellseg.tiles import MARGIN, TILE, Maps, Piece, margin_for, parts, stitch
 
 Array = NDArray[Any]
 
@@ -83,13 +82,13 @@ class LargeResult:
 
         Of the `objects` there are the places.
         """
-        shape = (*self.about.shape, *self.shape[1:])
+        shape = (*self.about.plane_shape, *self.shape[1:])
         size = math.prod(shape)
         wanted = set(formats) - (OUTLINE_FORMATS if size > LARGEST_OUTLINED else set())
         if left_out := [name for name in FORMATS if name in set(formats) - wanted]:
             note = f"{', '.join(left_out)} left out: more than {LARGEST_OUTLINED:,} px"
-            self.about = replace(self.about, note="; ".join(filter(None, [self.about.note, note])))
-        facts = self.about.axes, self.about.pixel_size, self.about.z_step
+            self.about = self.about.noted(note)
+        facts = self.about.plane_axes, self.about.pixel_size, self.about.z_step
         held = OUTLINE_FORMATS & wanted or (size <= LARGEST_NARROWED and "labels" in wanted)
         whole = np.zeros(self.shape, np.uint32) if held else None
         with ExitStack() as files:
@@ -223,11 +222,10 @@ class LargeResult:
         height = min(len(labels) // step, len(picture) - top)
         rows = slice(rows.start, rows.start + height * step)
         blocks = []
-        for left in range(0, width, TILE):
-            columns = slice(left, min(left + TILE, width))
+        for columns in parts(slice(0, width), TILE):
             window = self.image.image(plane, rows, columns).numpy()
             cells = window.reshape(3, height, step, -1, step)
             blocks.append(cells.mean(axis=(2, 4)).transpose(1, 2, 0))
         small = np.concatenate(blocks, axis=1)
         nearest = labels[step // 2 :: step, step // 2 :: step][:height, : picture.shape[1]]
-        picture[top : top + height] = outlined(small, nearest)
+        picture[top : top + height] = outlined(to_bytes(small), nearest)

@@ -147,7 +147,7 @@ def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[d
 
     Args:
         image_id: The first column.
-        labels: (H, W), or (P, H, W) whose third plane has `-0003` appended to its id.
+        labels: (H, W), or (P, H, W) whose third plane has `#3` appended to its id.
         planes: Their indices in the file, from 0; by default all.
 
     Returns:
@@ -160,7 +160,7 @@ def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[d
             " ".join(map(str, np.stack([starts + 1, lengths], axis=1).ravel().tolist()))
             for starts, lengths in runs
         ]
-        identity = f"{image_id}-{plane:04}" if plane else image_id
+        identity = f"{image_id}#{plane}" if plane else image_id
         rows += [dict(zip(RLE_COLUMNS, (identity, text), strict=True)) for text in texts or [""]]
     return rows
 

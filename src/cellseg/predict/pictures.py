@@ -23,9 +23,9 @@ def to_bytes(fractions: NDArray[np.float32]) -> NDArray[np.uint8]:
     return (fractions * 255 + 0.5).astype(np.uint8)
 
 
-def outlined(image: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.uint8]:
-    """The image (H, W, 3) in [0, 1] as 8 bit, with the outlines of its nuclei."""
-    picture = to_bytes(image)
+def outlined(picture: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) with the outlines of its nuclei."""
+    picture = picture.copy()
     picture[inner_boundaries(labels)] = OUTLINE
     return picture
 
@@ -47,11 +47,10 @@ def inner_boundaries(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 def overlay(image: NDArray[np.float32], labels: NDArray[Any], side: int) -> NDArray[np.uint8]:
     """The image (H, W, 3) in [0, 1] with its outlines, made smaller where it exceeds `side` px."""
-    if max(labels.shape) > side:
-        smaller = shrunk(to_bytes(image), side)
-        image = smaller.astype(np.float32) / np.float32(255)
-        labels = to_grid(labels, smaller.shape[:2])  # outlines stay as thin as in the full image
-    return outlined(image, labels)
+    picture = shrunk(to_bytes(image), side)
+    if picture.shape[:2] != labels.shape:  # outlines stay as thin as in the full image
+        labels = to_grid(labels, picture.shape[:2])
+    return outlined(picture, labels)
 
 
 def shrunk(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

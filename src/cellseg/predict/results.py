@@ -72,7 +72,7 @@ def write_results(
     """
 
     def shaped(planes: Array) -> Array:  # as the file has them
-        return planes.reshape(*about.shape, *planes.shape[1:])
+        return planes.reshape(*about.plane_shape, *planes.shape[1:])
 
     areas = [np.bincount(plane.ravel())[1:] for plane in result.labels]
     kept: dict[str, Any] = {"rows": [], "diameters": diameter_counts(areas)}
@@ -81,7 +81,7 @@ def write_results(
         confidence = float(inside.mean()) if inside.size else None
         kept["rows"].append(summary_row(about, place, labels.shape, areas[place], confidence))
     if "labels" in formats:
-        facts = about.axes, about.pixel_size, about.z_step
+        facts = about.plane_axes, about.pixel_size, about.z_step
         with drafts.draft("_labels.tif") as path:
             write_labels(path, shaped(result.labels), *facts)
     if "probs" in formats:

@@ -110,7 +110,8 @@ def write_tables(
             )
         text = as_json({**run, **totals})
         put("run.json", lambda path: path.write_text(text, encoding="utf-8"))
-        journal.remove_tables(journal.tables.keys() - written)
+        for name in journal.tables.keys() - written:  # of an earlier run
+            journal.remove(name, journal.tables[name])
     return totals
 
 

@@ -173,9 +173,8 @@ class PredictionWriter(pl.Callback):
         if batch["error"]:
             return self._fail(file, batch["error"])
         prediction = find()
-        about = batch["about"].value
-        note = "; ".join(filter(None, [about.note, _adapted(prediction)]))
-        about = replace(about, note=note, scale=prediction["scale"])
+        about = batch["about"].value.noted(_adapted(prediction))
+        about = replace(about, scale=prediction["scale"])
         with Drafts(dir, about.stem) as drafts:
             if "large" in batch:
                 kept = LargeResult(

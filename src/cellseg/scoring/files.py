@@ -77,7 +77,8 @@ def write_report(
             f"{stage}/{name}": {"value": values[name] - rest[name], "interval": change.get(name)}
             for name in values
         }
-        text += difference_table(values, rest, change)
+        names = str(about["preds"]).split(", ")
+        text += difference_table(names, values, rest, change)
     write_json(folder / "metrics.json", content)
     write_text(folder / "metrics.csv", rows(images))
     write_text(folder / "metrics.md", text)
@@ -118,12 +119,14 @@ def table(
 
 
 def difference_table(
+    names: Sequence[str],
     first: Mapping[str, float],
     second: Mapping[str, float],
     change: Mapping[str, Sequence[float]],
 ) -> str:
     """The comparison of two methods as Markdown."""
-    lines = ["", "| score | first | second | difference | 95 % interval |", "|---|--:|--:|--:|--:|"]
+    head = " | ".join(names)
+    lines = ["", f"| score | {head} | difference | 95 % interval |", "|---|--:|--:|--:|--:|"]
     for name, title in MAIN.items():
         low_high = "{:+.3f} to {:+.3f}".format(*change[name]) if name in change else ""
         difference = f"{first[name]:.3f} | {second[name]:.3f} | {first[name] - second[name]:+.3f}"
@@ -154,7 +157,8 @@ def comparison(
     # Of larger images the top-left corner.
     image, target, preds = (array[:384, :384] for array in (image, target, preds))
     gap = np.full((len(image), 4, 3), 128, np.uint8)
-    return np.hstack([to_bytes(image), gap, outlined(image, target), gap, outlined(image, preds)])
+    shown = to_bytes(image)
+    return np.hstack([shown, gap, outlined(shown, target), gap, outlined(shown, preds)])
 
 
 def write_worst(path: Path, images: Sequence[Scored]) -> None:

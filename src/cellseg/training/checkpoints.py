@@ -101,7 +101,8 @@ class BestAndLast(ModelCheckpoint):
         # Lightning's own `save_on_exception` would also overwrite the best with this one. Of
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        if together and trainer.global_step > 0 and trainer.state.fn == "fit":
+        sound = all(value.isfinite().all() for value in pl_module.parameters())
+        if together and sound and trainer.global_step > 0 and trainer.state.fn == "fit":
             if _rewind(trainer):
                 # Batch normalisation has counted the batches that come again.
                 pl_module.load_state_dict(self._buffers, strict=False)

@@ -38,7 +38,9 @@ class Dashboard(pl.Callback):
         self.images = images
         self.every_n_epochs = every_n_epochs
         self.side = side
-        self.config_text = ""  # set by `application`
+        # Set by `application`: the config, and the settings by which runs are told apart.
+        self.config_text = ""
+        self.settings: dict[str, Any] = {}
         self._best: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,14 +102,14 @@ class Dashboard(pl.Callback):
             panel = panel_row(batch["image"][0], target, probs, self.side)
             writer = _writer(trainer)
             if writer is not None:
-                writer.add_image(f"panel/{batch['id'][0]}", panel, trainer.global_step)
+                writer.add_image(f"panel/{batch['id'][0]}", panel, _step(trainer))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         histogram = trainer.strategy.reduce(self._histogram.to(pl_module.device), reduce_op="sum")
         writer = _writer(trainer)
         if writer is None or trainer.sanity_checking:
             return
-        _add_pr_curve(writer, torch.as_tensor(histogram).cpu(), trainer.global_step)
+        _add_pr_curve(writer, torch.as_tensor(histogram).cpu(), _step(trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -115,10 +117,10 @@ class Dashboard(pl.Callback):
             self._best = scores
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        logger = trainer.logger
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+        logger = _logger(trainer)
+        if logger is not None:
             named = {f"best/{key.removeprefix('val/')}": value for key, value in self._best.items()}
-            logger.log_hyperparams(dict(pl_module.hparams), named)
+            logger.log_hyperparams(self.settings, named)
 
     def _start_clock(self) -> None:
         self._since, self._images_seen = time.monotonic(), 0
@@ -157,11 +159,20 @@ def panel_row(image: Tensor, target: Tensor, probs: Tensor, side: int) -> Tensor
     return torch.cat([cut[0], gap, cut[1], gap, cut[2], gap, cut[3]], dim=2)
 
 
+def _logger(trainer: pl.Trainer) -> TensorBoardLogger | None:
+    """That of TensorBoard, in the first process; there may be others."""
+    ours = (each for each in trainer.loggers if isinstance(each, TensorBoardLogger))
+    return next(ours, None) if trainer.is_global_zero else None
+
+
 def _writer(trainer: pl.Trainer) -> Any:
-    logger = trainer.logger
-    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-        return logger.experiment
-    return None
+    logger = _logger(trainer)
+    return logger and logger.experiment
+
+
+def _step(trainer: pl.Trainer) -> int:
+    """Where Lightning logs the scores of a validation."""
+    return trainer.global_step - 1
 
 
 def _add_pr_curve(writer: Any, histogram: Tensor, step: int) -> None:

@@ -69,23 +69,19 @@ def stitch(
     top, count = 0, 0
     labels = np.zeros((min(margin + 2 * TILE, height), width), np.uint32)
     probs = _below(labels.shape, None, 0, maps, slice(0, min(TILE, height)))
-    for start in range(0, height, TILE):
-        end = min(start + TILE, height)
+    for band in parts(slice(0, height), TILE):
+        start, end = band.start, band.stop
         if end < height:
             _below(labels.shape, probs, end - top, maps, slice(end, min(end + TILE, height)))
         rows = slice(max(start - margin, 0), min(end + margin, height))
         held = slice(rows.start - top, rows.stop - top)
-        for left in range(0, width, TILE):
-            right = min(left + TILE, width)
-            columns = slice(max(left - margin, 0), min(right + margin, width))
+        for part in parts(slice(0, width), TILE):
+            columns = slice(max(part.start - margin, 0), min(part.stop + margin, width))
             window = probs[:, held, columns]
             nuclei = decode(window, replace(decoding, exclude_border=False))
             if decoding.exclude_border:
                 nuclei = _off_the_border(nuclei, rows, columns, shape)
-            tile = (
-                slice(start - rows.start, end - rows.start),
-                slice(left - columns.start, right - columns.start),
-            )
+            tile = _within(band, rows), _within(part, columns)
             taken = labels[held, columns]
             own = _own(nuclei, taken, tile, decoding.min_area)
             number = int(own.max())
@@ -102,6 +98,17 @@ def stitch(
                 held_rows[row] = held_rows[row + done]
         labels[len(labels) - done :] = 0
         top += done
+
+
+def parts(whole: slice, side: int) -> Iterator[slice]:
+    """A range of rows or columns in parts of equal length, of which the last may be shorter."""
+    for start in range(whole.start, whole.stop, side):
+        yield slice(start, min(start + side, whole.stop))
+
+
+def _within(part: slice, around: slice) -> slice:
+    """Where a part lies in the range around it."""
+    return slice(part.start - around.start, part.stop - around.start)
 
 
 def margin_for(scale: float) -> int:
@@ -128,8 +135,7 @@ def _below(
         maps: See `stitch`.
         rows: Theirs in the plane.
     """
-    for left in range(0, shape[1], TILE):
-        columns = slice(left, min(left + TILE, shape[1]))
+    for columns in parts(slice(0, shape[1]), TILE):
         tile = maps(rows, columns)
         if held is None:
             held = np.zeros((len(tile), *shape), np.float32)
@@ -189,28 +195,19 @@ def with_halo(maps: Maps, shape: tuple[int, int], scale: float, depth: int) -> M
     side = max(step, int(TILE / max(1, scale)) // step * step)
     halo = math.ceil(7 / scale) * step
 
+    def around(part: slice, size: int) -> slice:
+        start = max(part.start - halo, 0) // grid * grid
+        return slice(start, min(math.ceil((part.stop + halo) / grid) * grid, size))
+
+    def of_part(rows: slice, columns: slice) -> NDArray[np.float32]:
+        outer = around(rows, shape[0]), around(columns, shape[1])
+        return maps(*outer)[:, _within(rows, outer[0]), _within(columns, outer[1])]
+
     def of_window(rows: slice, columns: slice) -> NDArray[np.float32]:
-        strips = []
-        for top in range(rows.start, rows.stop, side):
-            blocks = []
-            for left in range(columns.start, columns.stop, side):
-                inner = [
-                    slice(top, min(top + side, rows.stop)),
-                    slice(left, min(left + side, columns.stop)),
-                ]
-                outer = [
-                    slice(
-                        max(part.start - halo, 0) // grid * grid,
-                        min(math.ceil((part.stop + halo) / grid) * grid, size),
-                    )
-                    for part, size in zip(inner, shape, strict=True)
-                ]
-                within = [
-                    slice(part.start - around.start, part.stop - around.start)
-                    for part, around in zip(inner, outer, strict=True)
-                ]
-                blocks.append(maps(*outer)[(slice(None), *within)])
-            strips.append(np.concatenate(blocks, axis=2))
+        strips = [
+            np.concatenate([of_part(band, part) for part in parts(columns, side)], axis=2)
+            for band in parts(rows, side)
+        ]
         return np.concatenate(strips, axis=1)
 
     return of_window

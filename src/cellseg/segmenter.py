@@ -22,7 +22,7 @@ from cellseg.adapt import (
 )
 from cellseg.instances import Decoding
 from cellseg.nn.unet import LARGE
-from cellseg.predict.tiles import Maps, with_halo
+from cellseg.tiles import Maps, with_halo
 
 # Where a model is as sure as this of an image as it is, it knows nuclei of their size.
 SURE = 0.97
@@ -105,8 +105,9 @@ class Segmenter:
                 found if place == middle else self.segment(view.apply(plane[None]), view.factor)
                 for place, plane in enumerate(image)
             ]
-        labels, probs = zip(*((plane.labels, plane.probs) for plane in planes), strict=True)
-        return {"labels": np.stack(labels), "probs": np.stack(probs), **facts}
+        labels = np.stack([plane.labels for plane in planes])
+        probs = np.stack([plane.probs for plane in planes])
+        return {"labels": labels, "probs": probs, **facts}
 
     def find(
         self, sample: Tensor, invert: bool | str, diameter: float | str
