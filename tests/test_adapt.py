@@ -12,6 +12,7 @@ from PIL import Image
 from skimage.draw import disk
 
 import cellseg
+from cellseg import segmenter as segmenters
 from cellseg.adapt import factor_for, is_bright, median_diameter, rescale, to_grid
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode
@@ -241,6 +242,7 @@ def test_auto_does_not_enlarge_what_shows_specks_then(
         enlarged[40:43, 6 * number : 6 * number + 3] = 7 + number
     unsure = np.full((SIDE, SIDE), 0.85, np.float32)
     seen = {1.0: Segmentation(nuclei, unsure), 3.0: Segmentation(enlarged, unsure)}
+    monkeypatch.setattr(segmenters, "SPARSE", 0)
     monkeypatch.setattr(Segmenter, "segment", lambda self, image, factor: seen[factor])
     image = torch.full((1, 3, SIDE, SIDE), 0.1)
     assert segmenter(8, 6, {}).find(image, False, "auto")[0].factor == factor
@@ -257,6 +259,49 @@ def test_nuclei_too_large_to_be_seen_are_looked_for_in_smaller_images(
     view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
     assert view.factor == factor
     assert found.labels.max() == (count if factor < 1 else 0)
+
+
+@pytest.mark.parametrize(("covered", "factor"), [(4, 1), (9, 1 / 3)])
+def test_where_little_is_found_larger_nuclei_are_looked_for(
+    covered: int, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pieces of a size that the model knows, and seen smaller `covered` times as many pixels.
+    image = torch.full((1, 3, 1000, 1000), 0.1)
+    pieces, nuclei = np.zeros((2, 1000, 1000), np.uint16)
+    for number in range(4):
+        pieces[disk((100 + 200 * number, 100), 10)] = number + 1
+        nuclei[disk((100 + 200 * number, 100), 10 * covered**0.5)] = number + 1
+    unsure = np.full((1000, 1000), 0.85, np.float32)
+    seen = {1.0: Segmentation(pieces, unsure), 1 / 3: Segmentation(nuclei, unsure)}
+    monkeypatch.setattr(Segmenter, "segment", lambda self, image, factor: seen[factor])
+    view, found = segmenter(20, 4, {}).find(image, False, "auto")
+    assert view.factor == factor
+    assert found is seen[factor]
+
+
+def test_an_image_is_enlarged_only_where_a_part_of_it_shows_the_same_nuclei(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[tuple[float, tuple[int, ...]]] = []
+    labels = np.zeros((1100, 600), np.uint16)
+    for number in range(9):
+        labels[disk((1000 + number // 3 * 20, 20 + number % 3 * 20), 4)] = number + 1
+    again = True
+
+    def segment(self: Segmenter, image: torch.Tensor, factor: float) -> Segmentation:
+        sizes.append((factor, tuple(image.shape[2:])))
+        shown = labels if image.shape[2] == 1100 else labels[512:1024, :512] * again
+        return Segmentation(shown, np.full(shown.shape, 0.85, np.float32))
+
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    monkeypatch.setattr(segmenters, "SPARSE", 0)
+    image, model = torch.full((1, 3, 1100, 600), 0.1), segmenter(8, 6, {})
+    assert model.find(image, False, "auto")[0].factor == 3
+    assert sizes == [(1, (1100, 600)), (3, (512, 512)), (3, (1100, 600))]
+    again = False
+    sizes.clear()
+    assert model.find(image, False, "auto")[0].factor == 1
+    assert sizes == [(1, (1100, 600)), (3, (512, 512))]
 
 
 @pytest.mark.parametrize(

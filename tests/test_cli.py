@@ -187,9 +187,9 @@ def test_lists_are_given_with_commas() -> None:
         *("--data.include", '["*.png", "b c.tif"]', "--data.percentiles=[2,98]"),
         *("--data.root", "a,b"),
     ]
-    args = ["--data.include", "[ab]*.png", "--data.exclude", "[c]"]
+    args = ["--data.include", "[ab]*.pn[g]", "--data.exclude", "[c]"]
     assert bracket_lists(args, {"data": NucleiDataModule}) == [
-        *("--data.include", '["[ab]*.png"]', "--data.exclude", "[c]"),
+        *("--data.include", '["[ab]*.pn[g]"]', "--data.exclude", "[c]"),
     ]
 
 

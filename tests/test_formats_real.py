@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cellseg
 from cellseg.data.channels import to_rgb_planes
 from cellseg.data.images import read_labels, read_recording
 from conftest import SHARED
@@ -72,3 +73,11 @@ def test_a_real_label_image_keeps_its_numbers() -> None:
     with Image.open(path) as picture:
         np.testing.assert_array_equal(labels, np.asarray(picture))
     assert labels.max() == 183
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("place", [np.s_[:450, :700], np.s_[550:800, 1050:1450]])
+def test_the_empty_glass_of_a_slide_has_no_nuclei(place: tuple[slice, slice], grey: bool) -> None:
+    glass = read_recording(FORMATS / "kidney_48_5_rgb.tif").pixels[0][place]
+    labels = cellseg.load("nuclei-1").predict(glass[..., 1] if grey else glass)
+    assert labels.max() < 4  # there is some dust

@@ -838,6 +838,24 @@ def test_limits_are_percentiles_of_all_channels_together(dtype: type) -> None:
     np.testing.assert_allclose(intensity_limits(values, (0.0, 100.0))[:2], (0, 200))
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "low"),
+    [
+        (250, 255, 0.9 * 255),  # as of empty glass
+        (130, 149, 130),  # a range that is wide enough
+        (100, 105, 100),  # no bright background
+    ],
+)
+def test_an_8_bit_image_on_a_bright_background_is_stretched_so_far_only(
+    least: int, most: int, low: float
+) -> None:
+    ramp = np.linspace(least, most, 400).round().astype(np.uint8)
+    values = np.broadcast_to(ramp[:, None, None], (400, 40, 1))
+    assert intensity_limits(values, (0, 100))[:2] == (pytest.approx(low), most)
+    for dtype in (np.uint16, np.float32):  # whose full range is not known
+        assert intensity_limits(values.astype(dtype), (0, 100))[:2] == (least, most)
+
+
 def nuclei_on_noise() -> np.ndarray:
     """(96, 128, 3) of 16 bits: blurred discs on a camera's offset."""
     rows, columns = np.mgrid[:96, :128]

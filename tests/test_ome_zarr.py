@@ -90,7 +90,12 @@ def test_a_plain_array_is_an_image_too(tmp_path: Path) -> None:
 def test_fault_2_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "a.zarr", mode="w")
     (tmp_path / "b.zarr").mkdir()
-    for name, what in (("a.zarr", "a zarr group without"), ("b.zarr", "a folder, but no zarr")):
+    zarr.create_array(tmp_path / "c.zarr", data=np.zeros(3))
+    for name, what in (
+        ("a.zarr", "a zarr group without"),
+        ("b.zarr", "a folder, but no zarr"),
+        ("c.zarr", "an array of 1 axes; 2 to 5 are read"),
+    ):
         with pytest.raises(InputError, match=rf"^{name}: {what}"):
             read_recording(tmp_path / name, name)
 

@@ -163,11 +163,21 @@ def bracket_lists(args: Sequence[str], groups: Mapping[str, type]) -> list[str]:
     for arg in args:
         flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
         owner = flag if equals else (done[-1] if done else "")
-        if owner in kinds and value and not (value.startswith("[") and value.endswith("]")):
+        if owner in kinds and value and not _is_list(value):
             words = [word.strip() for word in value.split(",")]
             value = json.dumps(words) if "list[str]" in kinds[owner] else f"[{','.join(words)}]"
         done.append(flag + equals + value)
     return done
+
+
+def _is_list(value: str) -> bool:
+    """Whether a value is a list already; shell patterns may have brackets at both ends."""
+    import yaml
+
+    try:
+        return isinstance(yaml.safe_load(value), list)
+    except yaml.YAMLError:
+        return False
 
 
 def refuse_empty(args: Sequence[str]) -> None:

@@ -97,6 +97,8 @@ def _image(
     except FileNotFoundError as error:
         raise InputError(f"{name}: a folder, but no zarr image; name the images in it") from error
     if isinstance(found, zarr.Array):
+        if not 2 <= found.ndim <= 5:
+            raise InputError(f"{name}: an array of {found.ndim} axes; 2 to 5 are read, as tczyx")
         return found, "TCZYX"[-found.ndim :], ((), None, None)
     if "plate" in _metadata(found):
         raise InputError(
