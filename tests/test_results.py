@@ -228,7 +228,7 @@ def test_one_plane_keeps_its_number_in_every_format(predict: Run, tmp_path: Path
     assert {roi.name[:5] for roi in rois} == {"0002-"}
     features = json.loads((out / "s.geojson").read_text())["features"]
     assert {feature["geometry"]["plane"]["z"] for feature in features} == {1}
-    assert {row["ImageId"] for row in table(out / "rle.csv")} == {"s-0002"}
+    assert {row["ImageId"] for row in table(out / "rle.csv")} == {"s#2"}
     assert [i["id"] for i in json.loads((out / "s_coco.json").read_text())["images"]] == [2]
 
 

@@ -121,6 +121,8 @@ class Scores(Metric):
     Further, over all images, the numbers of nuclei `merged`, `split`, `missed` and `extra`.
     """
 
+    full_state_update = False
+
     images: Tensor
     means: Tensor
     counts: Tensor
