@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +278,15 @@ def test_in_python_the_labels_are_those_of_the_command(trained: Path, tmp_path: 
             written = tifffile.imread(tmp_path / "out" / f"{stem}_labels.tif")
             np.testing.assert_array_equal(model.predict(array), written)
         np.testing.assert_array_equal(model.predict(blue), model.predict(picture[..., 1]))
+
+
+def test_a_model_goes_to_another_process() -> None:
+    image = generate(3, size=128)[0]
+    model = load("nuclei-1")
+    model.task.decoding = replace(model.task.decoding, min_area=60)
+    other = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(other.predict(image), model.predict(image))
+    assert other.task.decoding == model.task.decoding
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 40, 40, 3), (40, 40, 7), (0, 40)])

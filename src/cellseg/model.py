@@ -14,7 +14,7 @@ from cellseg.data.dataset import to_input
 from cellseg.data.images import as_number
 from cellseg.data.large import LargeImage
 from cellseg.data.recording import Recording, arrange
-from cellseg.instances import narrow
+from cellseg.instances import Decoding, narrow
 from cellseg.nn.unet import LARGE
 from cellseg.runtime import RuntimeName, backend_for, choose
 from cellseg.task import SegmentationTask
@@ -35,12 +35,17 @@ class Model:
 
     def __init__(self, model: str, runtime: RuntimeName = "auto") -> None:
         stored = read(resolve(model))
+        self._named = model, runtime
         self.task = SegmentationTask(**stored.architecture).eval()
         self.task.adopt(stored, model)
         low, high = stored.settings["data.percentiles"]
         self.percentiles = (float(low), float(high))
         chosen = choose(runtime, single_precision_on_cpu=True, ranges=stored.ranges)
         self.task.backend = backend_for(chosen, self.task, default_cache_dir())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For processes of one's own: a network of OpenVINO stays in the process that has made it.
+        return _loaded, (*self._named, self.task.decoding)
 
     def predict(
         self,
@@ -92,3 +97,9 @@ class Model:
         strips = stitch(shape, found["maps"](0), decoding, margin_for(scale), lambda piece: None)
         labels = np.concatenate([strip.copy() for strip, _ in strips])
         return narrow(labels)
+
+
+def _loaded(model: str, runtime: RuntimeName, decoding: Decoding) -> Model:
+    loaded = Model(model, runtime)
+    loaded.task.decoding = decoding
+    return loaded
