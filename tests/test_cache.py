@@ -123,15 +123,17 @@ def test_a_second_start_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*args: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(cache, "load", refuse)
+    monkeypatch.setattr(cache, "read_sample", refuse)
     assert prepared(root, tmp_path / "cache") == first
 
 
 def test_only_missing_entries_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(kaggle(tmp_path / "root"), tmp_path / "cache")
     decoded = []
-    load = cache.load
-    monkeypatch.setattr(cache, "load", lambda tree, s, _: (decoded.append(s.id), load(tree, s))[1])
+    read = cache.read_sample
+    monkeypatch.setattr(
+        cache, "read_sample", lambda tree, s, _: (decoded.append(s.id), read(tree, s))[1]
+    )
     prepared(kaggle(tmp_path / "root", "k2", seed=1), tmp_path / "cache")
     assert decoded == ["k2"]
 
@@ -225,14 +227,14 @@ def test_a_run_that_comes_second_takes_the_entry_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = kaggle(tmp_path / "root")
-    load = cache.load
+    read = cache.read_sample
 
     def overtaken(tree: Tree, sample: Sample, channel: str | None) -> Any:
-        monkeypatch.setattr(cache, "load", load)
+        monkeypatch.setattr(cache, "read_sample", read)
         prepared(root, tmp_path / "cache")
-        return load(tree, sample)
+        return read(tree, sample)
 
-    monkeypatch.setattr(cache, "load", overtaken)
+    monkeypatch.setattr(cache, "read_sample", overtaken)
     (entry,) = prepared(root, tmp_path / "cache")
     assert entry.labels().max() == 2
     assert contents(tmp_path / "cache") == ["digest.txt", "image.npy", "labels.npy"]

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from cellseg.data.cache import load
+from cellseg.data.cache import read_sample
 from cellseg.data.files import FileDataset, Reading
 from cellseg.data.folders import Sample, Tree, find_predictions, find_samples, open_tree
 from cellseg.data.listing import files_to_predict, output_stems
@@ -491,7 +491,7 @@ def test_fault_24_masks_of_all_kinds_give_the_same_nuclei(kind: str, tmp_path: P
         Image.fromarray(masks[kind]).save(folder / "masks" / "a.png")
     tree = open_tree(tmp_path)
     (sample,), missing, _ = find_samples(tree)
-    labels = load(tree, sample)[1]
+    labels = read_sample(tree, sample)[1]
     assert missing == []
     np.testing.assert_array_equal(labels, truth * (kind != "empty"))
 
@@ -521,7 +521,7 @@ def test_one_image_beside_its_label_image_is_no_nucleus(mask: str, tmp_path: Pat
     tree = open_tree(tmp_path)
     (sample,), missing, orphans = find_samples(tree)
     assert (sample.id, missing, orphans) == ("plate/a", [], [])
-    assert load(tree, sample)[1].max() == labels.max() > 1
+    assert read_sample(tree, sample)[1].max() == labels.max() > 1
 
 
 def test_a_folder_named_images_may_hold_the_labels_too(tmp_path: Path) -> None:

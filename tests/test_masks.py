@@ -14,7 +14,7 @@ from skimage.measure import label
 from skimage.segmentation import find_boundaries
 
 from cellseg.data.advice import advise_split, check_annotations, is_half_annotated
-from cellseg.data.cache import load, prepare
+from cellseg.data.cache import prepare, read_sample
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.masks import read_masks
 from cellseg.data.synthetic import generate
@@ -33,7 +33,7 @@ def load_only(folder: Path) -> NDArray[np.uint16]:
     tree = open_tree(folder)
     (sample,), missing, _ = find_samples(tree)
     assert not missing
-    return load(tree, sample)[1]
+    return read_sample(tree, sample)[1]
 
 
 @pytest.mark.parametrize("name", ["a_rois.zip", "a.zip", "a.png_rois.zip", "a.geojson"])

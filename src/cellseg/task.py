@@ -269,6 +269,7 @@ class SegmentationTask(pl.LightningModule):
         """The labels (H, W) that `predict` finds in an image (1, 3, H, W) of known probs."""
 
         def network(other: Tensor) -> Tensor:
+            # The image as it is comes back as the same object, not to be computed again.
             return probs if other is image else self.probs(other)
 
         return self._segmenter(network).find(image, *self.adaptation)[1].labels

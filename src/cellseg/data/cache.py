@@ -90,11 +90,11 @@ def prepare(
         from tqdm import tqdm
 
         for sample, entry in tqdm(todo, desc="Merging masks", unit="image", leave=False):
-            _write(entry.folder, *load(tree, sample, channel))
+            _write(entry.folder, *read_sample(tree, sample, channel))
     return annotated
 
 
-def load(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array, str]:
+def read_sample(tree: Tree, sample: Sample, channel: str | None = None) -> tuple[Array, Array, str]:
     """An image, its labels and its digest, read from files: (H, W, 3), (H, W) and hex digits."""
     recording = read_one_plane(tree.source(sample.image), sample.image)
     image, recorded = to_rgb_planes(recording, channel)[0][0], recording.pixels[0]

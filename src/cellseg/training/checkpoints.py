@@ -131,7 +131,9 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def _rewind(trainer: pl.Trainer) -> bool:
-    """Set the counters of a run that is stopped back to where nothing will be left out.
+    """Set Lightning's counters so that a run that goes on repeats every batch without a step.
+
+    And the whole of a validation that was stopped.
 
     Returns:
         Whether batches will come again that the network has seen.
