@@ -254,11 +254,19 @@ def test_one_plane_or_the_maximum_is_taken_from_a_stack() -> None:
     assert recording.planes == tuple(range(15))
     assert select_planes(recording, "all") is recording
     film = FILM.transpose(0, 1, 3, 4, 2)
-    for plane, planes, expected in (("7", (7,), film[2, 1]), ("max", (), film.max(axis=(0, 1)))):
-        one = select_planes(recording, plane)
-        assert (one.planes, one.plane_axes, one.plane_shape) == (planes, "", ())
-        np.testing.assert_array_equal(one.pixels, expected[None])
-        np.testing.assert_array_equal(to_rgb_planes(one, "1")[0], thrice(expected[..., 1])[None])
+    one = select_planes(recording, "7")
+    assert (one.planes, one.plane_axes, one.plane_shape) == ((7,), "", ())
+    np.testing.assert_array_equal(one.pixels, film[2, 1][None])
+    np.testing.assert_array_equal(to_rgb_planes(one, "1")[0], thrice(film[2, 1, ..., 1])[None])
+    # Time stays, whichever axis comes first.
+    swapped = FILM.transpose(1, 0, 2, 3, 4)
+    swapped_ome = tiff(swapped, ome=True, metadata={"axes": "ZTCYX"})
+    for stack in (recording, read_recording(swapped_ome, "film.ome.tif")):
+        flat = select_planes(stack, "max")
+        assert (flat.planes, flat.plane_axes, flat.plane_shape) == (tuple(range(5)), "T", (5,))
+        np.testing.assert_array_equal(flat.pixels, film.max(axis=1))
+    depth = select_planes(read_recording(STACKS["ImageJ, z stack"][0], "a.tif"), "max")
+    assert (depth.planes, depth.plane_axes, depth.plane_shape) == ((), "", ())
 
 
 def test_a_single_plane_is_itself_its_first_plane_and_its_maximum() -> None:

@@ -877,17 +877,30 @@ def test_results_of_images_that_are_gone_stay_and_are_named(
     assert [row["file"] for row in table(tmp_path / "out" / "summary.csv")] == ["a.png"]
 
 
-def test_a_maximum_over_time_is_told(predict: Run, tmp_path: Path) -> None:
+def test_a_maximum_is_of_each_time_and_over_time_it_is_told(predict: Run, tmp_path: Path) -> None:
     pixels = np.stack([generate(number, size=64)[0][..., 0] for number in range(6)])
     (tmp_path / "in").mkdir()
-    for name, axes, shape in (("film", "TZYX", (2, 3)), ("depth", "ZYX", (6,))):
+    for name, axes, shape in (
+        ("both", "TZYX", (2, 3)),
+        ("depth", "ZYX", (6,)),
+        ("film", "TYX", (6,)),
+    ):
         planes = pixels.reshape(*shape, 64, 64)
         path = tmp_path / "in" / f"{name}.tif"
         tifffile.imwrite(path, planes, imagej=True, metadata={"axes": axes})
     assert predict("--data.plane", "max", "--output.formats", "labels") == 0
-    depth, film = table(tmp_path / "out" / "summary.csv")
-    assert "maximum" not in depth["message"]
-    assert "maximum over T and Z" in film["message"]
+    rows = table(tmp_path / "out" / "summary.csv")
+    assert [(row["file"], row["plane"]) for row in rows] == [
+        ("both.tif", "0"), ("both.tif", "1"), ("depth.tif", ""), ("film.tif", "")
+    ]  # fmt: skip
+    assert [row["file"] for row in rows if "maximum over time" in row["message"]] == ["film.tif"]
+    found = tifffile.imread(tmp_path / "out" / "both_labels.tif")
+    # As of a film of the projections.
+    flat = pixels.reshape(2, 3, 64, 64).max(1)
+    tifffile.imwrite(tmp_path / "in" / "both.tif", flat, imagej=True, metadata={"axes": "TYX"})
+    assert predict("--output.formats", "labels") == 0
+    np.testing.assert_array_equal(found, tifffile.imread(tmp_path / "out" / "both_labels.tif"))
+    assert found.any()
 
 
 def test_an_image_that_waits_for_its_lane_is_left_when_the_run_is_stopped(tmp_path: Path) -> None:

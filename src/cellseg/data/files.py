@@ -36,7 +36,7 @@ class Reading:
     Attributes:
         percentiles: See `intensity_limits`.
         channel: See `channels.to_rgb_planes`.
-        plane: See `images.select_planes`.
+        plane: See `images.planes_of`.
         pixel_size: In um, in place of what the file says.
         invert: For the task: whether to predict on the negative, or `auto`.
         diameter: For the task: of the nuclei in px, or `auto` or `none`.
@@ -133,13 +133,14 @@ class FileDataset(Dataset[dict[str, Any]]):
             content, note = {"large": large}, large.note
         else:
             content, note = self._whole(select_planes(recording, how.plane))
+        told = wanted if wanted.plane_axes else recording
         about = About(
             file=name,
             stem=stem,
             planes=wanted.planes,
             plane_axes=wanted.plane_axes,
             plane_shape=wanted.plane_shape,
-            stack=(recording.plane_axes, recording.plane_shape),
+            stack=(told.plane_axes, told.plane_shape),
             channels=recording.channels,
             colour=recording.colour,
             pixel_size=how.pixel_size or recording.pixel_size,

@@ -46,12 +46,13 @@ def read_recording(source: Path | bytes, name: str = "", by_windows: bool = Fals
     return replace(recording, pixels=as_number(recording.pixels))
 
 
-def planes_of(recording: Recording, plane: str) -> tuple[tuple[int, ...], Recording]:
-    """The places of the planes that are wanted (for their maximum, of all), and what they are.
+def planes_of(recording: Recording, plane: str) -> tuple[list[tuple[int, ...]], Recording]:
+    """The places of which each wanted plane is the maximum, and what the planes are.
 
     Args:
         recording: What `read_recording` gives.
-        plane: "all", "max" (the maximum over the planes) or a plane's number, from 0.
+        plane: "all", "max" (the maximum over the planes, of each point in time) or a plane's
+            number, from 0.
 
     Returns:
         The places, and a recording that tells of what is wanted, with the pixels of all planes.
@@ -59,38 +60,44 @@ def planes_of(recording: Recording, plane: str) -> tuple[tuple[int, ...], Record
     Raises:
         InputError: There is no such plane.
     """
-    count = recording.pixels.shape[0]
+    count, axes, shape = recording.pixels.shape[0], recording.plane_axes, recording.plane_shape
     if plane not in ("all", "max", *map(str, range(count))):
         numbers = f"0 to {count - 1}" if count > 1 else "0"
         raise InputError(
             f"{recording.name}: no plane {plane!r}; --data.plane can be {numbers}, max or all"
         )
-    every = tuple(range(count))
     if plane == "all" or count == 1:
-        return every, recording
-    planes = () if plane == "max" else (int(plane),)
-    return planes or every, replace(recording, planes=planes, plane_axes="", plane_shape=())
+        return [(place,) for place in range(count)], recording
+    if plane == "max" and "T" in axes and len(axes) > 1:
+        time = axes.index("T")
+        places = np.moveaxis(np.arange(count).reshape(shape), time, 0).reshape(shape[time], -1)
+        planes = tuple(range(shape[time]))
+        of_time = replace(recording, planes=planes, plane_axes="T", plane_shape=(shape[time],))
+        return [tuple(each) for each in places.tolist()], of_time
+    wanted = tuple(range(count)) if plane == "max" else (int(plane),)
+    planes = () if plane == "max" else wanted
+    return [wanted], replace(recording, planes=planes, plane_axes="", plane_shape=())
 
 
 def select_planes(recording: Recording, plane: str) -> Recording:
-    """A recording with all its planes or one of them; see `planes_of`."""
+    """A recording with its wanted planes; see `planes_of`."""
     places, selected = planes_of(recording, plane)
     if selected is recording:
         return recording
     # Unlike `max`, it passes over NaN; of one plane it is that plane.
-    pixels = recording.pixels if plane == "max" else recording.pixels[places[0], None]
-    return replace(selected, pixels=np.fmax.reduce(pixels, axis=0, keepdims=True))
+    pixels = [np.fmax.reduce(recording.pixels[list(each)]) for each in places]
+    return replace(selected, pixels=np.stack(pixels))
 
 
 def note_on_maximum(plane: str, axes: str) -> str:
-    """A note on a maximum over more than the depth.
+    """A note on a maximum over time.
 
     Args:
         plane: See `planes_of`.
         axes: What the planes of the file are.
     """
-    over = plane == "max" and "T" in axes
-    return f"maximum over {' and '.join(axes)}; --data.plane all keeps time apart" if over else ""
+    over = plane == "max" and axes == "T"
+    return "maximum over time; --data.plane all keeps it apart" if over else ""
 
 
 def read_one_plane(source: Path | bytes, name: str = "") -> Recording:

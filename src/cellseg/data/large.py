@@ -51,11 +51,10 @@ class LargeImage:
         channel: str | None,
         percentiles: tuple[float, float],
     ) -> None:
-        places, _ = planes_of(recording, plane)
+        # Of each plane to predict, those of which it is the maximum.
+        self._places, _ = planes_of(recording, plane)
         self._pixels = recording.pixels
         self._channels, note = channels_of(recording, channel)
-        # Of each plane to predict, those of which it is the maximum.
-        self._places = [places] if plane == "max" else [(place,) for place in places]
         self.shape = (len(self._places), *(int(side) for side in recording.pixels.shape[1:3]))
         try:
             seen = self._look()
