@@ -76,8 +76,8 @@ class NucleiDataModule(pl.LightningDataModule):
         channel: Channel that shows the nuclei: its name, or its number from 0. By default all
             colours of a colour image, but one of those on black: blue, else the brightest; of
             other channels one with a nuclear name (DAPI, Hoechst, …), else blue, else the first.
-        plane: Which planes of stacks to predict: `all`, `max` (their maximum, of each point in time), or one's number
-            from 0.
+        plane: Which planes of stacks to predict: `all`, `max` (their maximum, of each point in
+            time), or one's number from 0.
         invert: Whether to predict on the negative of the images; `auto` does so where a grey image
             is bright and the model is surer of its negative.
         diameter: Of the nuclei in px: images are rescaled where it lies outside the range that the
