@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cellseg.adapt import factor_for, is_bright, median_diameter, rescale, to_gr
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
-from cellseg.segmenter import Segmentation, Segmenter
+from cellseg.segmenter import Segmentation, Segmenter, View
 
 
 @pytest.mark.parametrize(
@@ -230,14 +231,24 @@ def test_auto_rescales_where_the_model_is_unsure_and_finds_them_then_too(
     assert view.diameter == pytest.approx(diameter, rel=0.1) or count < 3
 
 
-@pytest.mark.parametrize(("specks", "factor"), [(0, 3), (12, 1)])
-def test_auto_does_not_enlarge_what_shows_specks_then(
-    specks: int, factor: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kept", "specks", "factor"),
+    [
+        (6, 0, 3),
+        (6, 12, 1),
+        (3, 0, 1),  # the others are gone
+        (1, 0, 1),  # one blot, as large as all of them
+    ],
+)
+def test_auto_does_not_enlarge_what_shows_other_nuclei_then(
+    kept: int, specks: int, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nuclei = np.zeros((SIDE, SIDE), np.uint16)
     for number in range(6):
         nuclei[disk((10, 10 + 12 * number), 4)] = number + 1
-    enlarged = nuclei.copy()
+    enlarged = nuclei * (nuclei <= kept)
+    if kept == 1:
+        enlarged[disk((30, 30), 15)] = 1
     for number in range(specks):
         enlarged[40:43, 6 * number : 6 * number + 3] = 7 + number
     unsure = np.full((SIDE, SIDE), 0.85, np.float32)
@@ -250,15 +261,18 @@ def test_auto_does_not_enlarge_what_shows_specks_then(
 
 @pytest.mark.parametrize(
     ("diameter", "count", "factor"),
-    [(45, 4, 1 / 2), (70, 4, 1 / 3), (70, 2, 1), (20, 20, 1)],  # the last: small, so no reason
+    [(45, 4, 1 / 2), (70, 4, 1 / 3), (70, 2, 1), (20, 20, 1), (11, 20, 1)],  # the last: small
 )
 def test_nuclei_too_large_to_be_seen_are_looked_for_in_smaller_images(
     diameter: int, count: int, factor: float
 ) -> None:
-    model = segmenter(diameter, count, {(1, True): 0, (1 / 2, True): 0.9, (1 / 3, True): 0.9})
+    sure = {1: 0, 1 / 2: 0.8, 1 / 3: 0.9}
+    model = segmenter(diameter, count, {(seen, True): value for seen, value in sure.items()})
     view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
     assert view.factor == factor
     assert found.labels.max() == (count if factor < 1 else 0)
+    assert found.probs.max() == pytest.approx(sure[factor])  # seen by that factor
+    assert view.diameter == (pytest.approx(diameter, rel=0.05) if factor < 1 else None)
 
 
 @pytest.mark.parametrize(("covered", "factor"), [(4, 1), (9, 1 / 3)])
@@ -302,6 +316,13 @@ def test_an_image_is_enlarged_only_where_a_part_of_it_shows_the_same_nuclei(
     sizes.clear()
     assert model.find(image, False, "auto")[0].factor == 1
     assert sizes == [(1, (1100, 600)), (3, (512, 512))]
+    # What is made smaller is quick, and a part may hold too few of them.
+    labels[:] = 0
+    for number, centre in enumerate([(100, 100), (100, 560), (700, 100), (700, 560), (1060, 300)]):
+        labels[disk(centre, 33)] = number + 1
+    sizes.clear()
+    assert model.find(image, False, "auto")[0].factor == 1 / 3
+    assert sizes == [(1, (1100, 600)), (1 / 3, (1100, 600))]
 
 
 @pytest.mark.parametrize(
@@ -326,3 +347,34 @@ def test_auto_inverts_where_the_model_is_surer_of_the_negative(
 def test_a_dark_image_is_not_tried_as_its_negative() -> None:
     model = segmenter(20, 12, {(1, True): 0.5})  # a bright one would be a key that there is not
     assert not model.find(torch.full((1, 3, SIDE, SIDE), 0.1), "auto", "none")[0].inverted
+
+
+def test_a_negative_is_seen_as_large_as_the_image_and_stays_the_negative() -> None:
+    # What is not there is a key that there is not.
+    bright = torch.full((1, 3, SIDE, SIDE), 0.9)
+    model = segmenter(60, 12, {(1 / 3, False): 0.8, (1 / 3, True): 0.9})
+    assert model.find(bright, "auto", 60.0)[0] == View(1 / 3, 60.0, True)
+    model = segmenter(8, 12, {(1, False): 0.8, (1, True): 0.9, (1 / 3, True): 0, (3, True): 0.9})
+    view, _ = model.find(bright, "auto", "auto")
+    assert (view.factor, view.inverted) == (3, True)
+
+
+def test_the_planes_of_a_stack_are_all_seen_as_the_middle_one() -> None:
+    model = segmenter(60, 12, {(1 / 3, False): 0.8, (1 / 3, True): 0.9})
+    stack = torch.full((3, 3, SIDE, SIDE), 0.1)
+    stack[1] = 0.9
+    found = model({"image": stack, "invert": "auto", "diameter": 60.0})
+    assert (found["scale"], found["inverted"]) == (1 / 3, True)
+    assert found["probs"].max(axis=(1, 2)) == pytest.approx([0.8, 0.9, 0.8])
+
+
+def test_the_network_computes_in_the_precision_that_was_asked_for() -> None:
+    model, half = segmenter(20, 12, {(1, True): 0.9}), []
+
+    def whole(image: torch.Tensor) -> torch.Tensor:
+        half.append(torch.is_autocast_enabled("cpu"))
+        return model.whole(image)
+
+    asked = replace(model, whole=whole, precision=lambda: torch.autocast("cpu", torch.bfloat16))
+    asked({"image": torch.full((1, 3, SIDE, SIDE), 0.1), "invert": False, "diameter": "none"})
+    assert half == [True]

@@ -83,7 +83,7 @@ LAYOUTS = {
         ],
     ),
     "images and masks with equal names": (
-        ["images/a.png", "images/b c.TIF", "masks/a.tif", "masks/b c.png"],
+        ["images/a.png", "images/a.geojson", "images/b c.TIF", "masks/a.tif", "masks/b c.png"],
         [
             Sample("a", "images/a.png", ("masks/a.tif",), whole=True),
             Sample("b c", "images/b c.TIF", ("masks/b c.png",), whole=True),
@@ -103,6 +103,7 @@ LAYOUTS = {
             "b.jpg",
             "b_masks.png",
             "b_overlay.png",
+            "b_probs.tif",
             "deep/ü.png",
             "deep/ü.png_labels.tif",
         ],
@@ -110,6 +111,21 @@ LAYOUTS = {
             Sample("a.ome", "a.ome.tif", ("a.ome_labels.tif",), whole=True),
             Sample("b", "b.jpg", ("b_masks.png",), whole=True),
             Sample("deep/ü", "deep/ü.png", ("deep/ü.png_labels.tif",), whole=True),
+        ],
+    ),
+    "outlines beside the image": (
+        ["a.png", "a.geojson", "b.tif", "b.roi", "c.png", "c_rois.ZIP"],
+        [
+            Sample("a", "a.png", ("a.geojson",), whole=True),
+            Sample("b", "b.tif", ("b.roi",), whole=True),
+            Sample("c", "c.png", ("c_rois.ZIP",), whole=True),
+        ],
+    ),
+    "OME-TIFF beside others": (
+        [*(f"{a}/{b}" for a in ("images", "masks") for b in ("a.tif", "a.ome.tif"))],
+        [
+            Sample("a", "images/a.tif", ("masks/a.tif",), whole=True),
+            Sample("a.ome", "images/a.ome.tif", ("masks/a.ome.tif",), whole=True),
         ],
     ),
     "OME-TIFF": (
@@ -166,11 +182,14 @@ def test_images_without_a_mask_are_named(tmp_path: Path, store: Store) -> None:
     names = [
         *("k1/images/k1.png", "k1/masks/n1.png", "k2/images/k2.png"),
         *("p/images/a.png", "p/images/b.png", "p/masks/a.png"),
+        *("q/images/a.png", "q/images/b.png", "q/masks/b.png"),  # not of a
         *("flat/a.tif", "flat/a_labels.tif", "flat/b.tif"),
     ]
     samples, missing, _ = find_samples(open_tree(store(tmp_path, names)))
-    assert [sample.id for sample in samples] == ["flat/a", "k1", "p/a"]
-    assert sorted(missing) == ["flat/b.tif", "k2/images/k2.png", "p/images/b.png"]
+    assert [sample.id for sample in samples] == ["flat/a", "k1", "p/a", "q/b"]
+    assert sorted(missing) == [
+        "flat/b.tif", "k2/images/k2.png", "p/images/b.png", "q/images/a.png",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -202,6 +221,8 @@ def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
         ["a.png", "b.png"],
         ["a_labels.tif", "masks/b.png"],
         ["k1/images/k1.png", "k1/masks/notes.txt"],
+        ["images/k1.png", "masks/n1.png", "masks/n2.png"],  # in no folder that would be its id
+        ["a.zip", "b.zip"],
     ],
 )
 @STORED
@@ -226,10 +247,15 @@ def test_the_real_archive_has_its_664_images_with_all_their_masks() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("name", ["absent", "absent.zip", "notes.zip"])
-def test_a_root_that_is_neither_folder_nor_archive_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("absent", "no such"), ("absent.zip", "no such"), ("notes.zip", "not a zip archive")],
+)
+def test_a_root_that_is_neither_folder_nor_archive_is_refused(
+    name: str, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "notes.zip").write_text("no archive")
-    with pytest.raises(InputError, match=f"{tmp_path / name}: "):
+    with pytest.raises(InputError, match=f"{tmp_path / name}: {said}"):
         open_tree(tmp_path / name)
 
 
@@ -237,8 +263,17 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     path = as_folder_with_zip(tmp_path, ["k1/images/k1.png", "k1/masks/n1.png"]) / "STAGE1.ZIP"
     path.write_bytes(path.read_bytes()[:-40])
     for root in (path, path.parent):
-        with pytest.raises(InputError, match=f"{path}: "):
+        with pytest.raises(InputError, match=f"{path}: not a zip archive, or a broken-off one"):
             open_tree(root)
+
+
+def test_an_archive_of_other_content_is_another_whatever_its_size(tmp_path: Path) -> None:
+    prints = set()
+    for content in (b"one", b"two"):
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            archive.writestr("a.png", content)
+        prints.add(open_tree(tmp_path / "data.zip").fingerprint(["a.png"]))
+    assert len(prints) == 2
 
 
 def test_a_damaged_member_is_named(tmp_path: Path) -> None:
@@ -275,16 +310,6 @@ def test_fault_34_an_archive_with_a_way_out_of_it_is_refused(member: str, tmp_pa
         archive.writestr(entry, "/etc/hostname")
     with pytest.raises(InputError, match=rf"{member} leads out of the archive; refused"):
         open_tree(tmp_path / "data.zip")
-
-
-def test_fault_34_a_broken_off_archive_is_told_from_none(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
-        archive.writestr("a.png", bytes(1000))
-    (tmp_path / "part.zip").write_bytes((tmp_path / "whole.zip").read_bytes()[:500])
-    with pytest.raises(InputError, match=r"part\.zip: not a zip archive, or a broken-off one"):
-        open_tree(tmp_path / "part.zip")
-    with pytest.raises(InputError, match=r"none\.zip: no such folder or zip archive"):
-        open_tree(tmp_path / "none.zip")
 
 
 def test_files_to_predict_are_found_below_the_folder_in_order(tmp_path: Path) -> None:
@@ -545,6 +570,36 @@ def test_predictions_of_plates_with_equal_names_are_told_apart(tmp_path: Path) -
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["p/B02_s1_w1.tif", "p/B02_s1_w2.TIF", "p/B02_s1_w10_thumb.tif"], "_w1, _w2 alone"),
+        (["a_ch00.tif", "a_ch01.tif"], "_ch00, _ch01 alone, as of channels"),
+        (["a_w1.tif", "b_w2.tif"], ""),  # of two images
+        (["a_1.tif", "a_2.tif", "new_cells.tif"], ""),
+    ],
+)
+def test_channels_in_files_of_their_own_are_told_of(
+    names: list[str], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    folder = as_folder(tmp_path, names)
+    files_to_predict(folder, [], [])
+    assert told in caplog.text
+    assert bool(told) == ("channels in files" in caplog.text)
+
+
+def test_patterns_do_not_mind_the_case(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path, ["p/B02_w1.TIF", "p/B02_w2.TIF"])
+    assert list(files_to_predict(folder, ["*_W1*.tif"], [])[1]) == ["p/B02_w1.TIF"]
+
+
+def test_litter_of_macos_is_no_file(tmp_path: Path) -> None:
+    names = ["a.png", "a_rois.zip", "._a_rois.zip", "._a.png"]
+    tree = open_tree(as_folder(tmp_path, names))
+    assert find_samples(tree) == ([Sample("a", "a.png", ("a_rois.zip",), whole=True)], [], [])
+
+
 def test_predictions_and_labels_as_ome_tiff_are_known(tmp_path: Path) -> None:
     names = ["a.ome.tif", "b_labels.ome.tif", "c.ome_labels.tif", "d_labels.tif"]
     folder = as_folder(tmp_path, names)
@@ -552,6 +607,11 @@ def test_predictions_and_labels_as_ome_tiff_are_known(tmp_path: Path) -> None:
     found = find_predictions(folder, ids[1:])
     assert found == {each: folder / name for each, name in zip(ids[1:], names[1:], strict=True)}
     assert find_predictions(folder, ids[:1]) == {"a.ome": folder / "a.ome.tif"}
+    # Both may be there, each with its own.
+    both = ["e.ome_labels.tif", "e_labels.tif"]
+    other = as_folder(tmp_path / "both", both)
+    expected = {each: other / name for each, name in zip(("e.ome", "e"), both, strict=True)}
+    assert find_predictions(other, ["e", "e.ome"]) == expected
     # Nor are they images to predict.
     for image in ("b.tif", "d.ome.tif"):
         (folder / image).write_bytes(b"")

@@ -517,6 +517,16 @@ def test_windows_of_a_large_image_are_sampled_where_the_whole_is(
     )
 
 
+def test_a_scale_bar_is_as_wide_as_it_is_in_the_whole_of_a_large_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows, columns = np.mgrid[:96, :128]
+    pixels = (rows + columns // 4).astype(np.uint8)[..., None].repeat(3, 2)
+    pixels[80:88, 60:124] = 255
+    monkeypatch.setattr(intensity, "LARGE", 96 * 128 // 4)  # every second pixel is looked at
+    assert (normalise(pixels, intensity_limits(pixels, (1, 99.8)))[80:88, 60:124] < 0.9).all()
+
+
 def test_holes_in_every_window_of_a_large_image_are_counted_and_do_not_hide_its_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

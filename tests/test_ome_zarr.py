@@ -12,7 +12,7 @@ import pytest
 import tifffile
 import zarr
 
-from cellseg.data import ome_zarr
+from cellseg.data import ome_zarr, recording
 from cellseg.data.cache import prepare
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.images import read_recording
@@ -75,6 +75,7 @@ def test_an_ome_zarr_is_read_whole_and_by_windows(
     monkeypatch.setattr(ome_zarr, "LARGE", 1000)
     parts = read_recording(path, by_windows=True)
     assert isinstance(parts.pixels, Windows)
+    assert not isinstance(read_recording(path).pixels, Windows)  # as for training
     assert parts.pixels.shape == whole.pixels.shape
     windows = pickle.loads(pickle.dumps(parts.pixels))
     at = (slice(20, 71), slice(0, 90))
@@ -91,10 +92,15 @@ def test_fault_2_what_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "a.zarr", mode="w")
     (tmp_path / "b.zarr").mkdir()
     zarr.create_array(tmp_path / "c.zarr", data=np.zeros(3))
+    zarr.create_array(tmp_path / "d.zarr", data=np.zeros((1,) * 6))
+    zarr.create_array(tmp_path / "e.zarr" / "0", data=GREY)  # in a group that says nothing of it
+    zarr.open_group(tmp_path / "e.zarr")
     for name, what in (
         ("a.zarr", "a zarr group without"),
         ("b.zarr", "a folder, but no zarr"),
         ("c.zarr", "an array of 1 axes; 2 to 5 are read"),
+        ("d.zarr", "an array of 6 axes; 2 to 5 are read"),
+        ("e.zarr", "a zarr group without"),
     ):
         with pytest.raises(InputError, match=rf"^{name}: {what}"):
             read_recording(tmp_path / name, name)
@@ -126,14 +132,28 @@ def test_axes_are_known_by_their_type_whatever_their_name(tmp_path: Path) -> Non
     path = write(tmp_path / "a.zarr", "0.4")
     group = zarr.open_group(path, mode="r+")
     (scales,) = group.attrs["multiscales"]  # type: ignore[misc]
-    axes = [{**axis, "name": axis.get("type", axis["name"])} for axis in scales["axes"][:2]]  # type: ignore[call-overload, index, union-attr]
-    axes += scales["axes"][2:]  # type: ignore[call-overload, index, operator]
-    group.attrs["multiscales"] = [{**scales, "axes": axes}]  # type: ignore[dict-item]
-    recording = read_recording(path, path.name)
-    assert (recording.channels, recording.plane_axes) == (("actin", "DAPI"), "Z")
-    group.attrs["multiscales"] = [{**scales, "axes": [*axes[:3], axes[4], axes[4]]}]  # type: ignore[dict-item]
-    with pytest.raises(InputError, match=r"^a\.zarr: axes are time, channel, z, x, x; export it"):
-        read_recording(path, path.name)
+    axes: list[dict[str, str]] = scales["axes"]  # type: ignore[assignment, call-overload, index]
+
+    def name(*names: str) -> None:
+        named = [{**axis, "name": name} for axis, name in zip(axes, names, strict=True)]
+        group.attrs["multiscales"] = [{**scales, "axes": named}]  # type: ignore[dict-item]
+
+    name("frame", "wavelength", "z", "y", "x")
+    read = read_recording(path, path.name)
+    assert (read.channels, read.plane_axes) == (("actin", "DAPI"), "Z")
+    for odd in ("y, y, x", "z, row, x"):
+        name("t", "c", *odd.split(", "))
+        with pytest.raises(InputError, match=rf"^a\.zarr: axes are t, c, {odd}; export it"):
+            read_recording(path, path.name)
+
+
+def test_fault_31_what_does_not_fit_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.zarr", "0.5")
+    monkeypatch.setattr(recording, "memory_limit", lambda: STACK.size - 1)
+    with pytest.raises(InputError, match=r"^a\.zarr: .*memory"):
+        read_recording(path, "a.zarr")
 
 
 def test_fault_2_plates_and_images_without_their_pixels_are_named(tmp_path: Path) -> None:

@@ -437,7 +437,15 @@ def with_coordinate(value: Any) -> bytes:
                     feature(*FIRST, objectType="detection"),
                 ]
             ).encode(),
-            r"feature 1 is an annotation around detections \(1\); delete it",
+            "outline 2 lies within outline 1; delete the one that is no nucleus of its own",
+        ),
+        (  # its halves were added, and the nucleus not deleted
+            read_rois,
+            archive(
+                whole=square(roifile.ROI_TYPE.RECT),
+                half=square(roifile.ROI_TYPE.RECT, right=10),
+            ),
+            r"outline 2 \(half\) lies within outline 1 \(whole\); delete",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding
 from cellseg.metrics import compare, scores
+from cellseg.scoring.files import write_report
 from cellseg.scoring.scored import Scored, add, intervals, resample, summary, worst
 from cellseg.task import SegmentationTask
 from cellseg.training import tuning
@@ -86,6 +88,34 @@ class TestInterval:
             if not name.endswith("_pooled"):  # a ratio of sums, whose samples are biased
                 near = 0.01 * max(1, values[name])
                 assert np.mean(samples) == pytest.approx(values[name], abs=near), name
+
+
+def test_a_report_compares_pairs_and_tells_of_kinds_whatever_the_order(tmp_path: Path) -> None:
+    images = [
+        Scored(str(number), str(number), "ab"[number % 2], scored(number, "", 1 + number % 3).sums)
+        for number in range(8)
+    ]
+    about = {"stage": "test", "preds": "mine, theirs"}
+    for name, order in (("one", 1), ("other", -1)):
+        (tmp_path / name).mkdir()
+        write_report(tmp_path / name, about, images[::order], images[::-order])
+    for name in ("metrics.json", "metrics.csv", "metrics.md"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
+    report: Any = read_report(tmp_path / "one")
+    assert report["difference"]["test/map"] == {"value": 0, "interval": [0, 0]}
+    total = {name: sum(image.sums[name] for image in images) for name in images[0].sums}
+    assert report["test/pq_pooled"] == pytest.approx(scores(total)["pq"])
+    mean = np.mean([image.scores["map"] for image in images[1::2]])
+    assert report["modalities"].keys() == {"a", "b"}
+    assert report["modalities"]["b"]["images"] == 4
+    assert report["modalities"]["b"]["map"] == pytest.approx(mean)
+    assert "\n| b | 4 | " in (tmp_path / "one" / "metrics.md").read_text()
+    # Of one field and of no known kind.
+    (tmp_path / "few").mkdir()
+    write_report(tmp_path / "few", about, [Scored(each.id, "", "", each.sums) for each in images])
+    report, text = read_report(tmp_path / "few"), (tmp_path / "few" / "metrics.md").read_text()
+    assert report["intervals"] == "too few groups for an interval" and not report["modalities"]
+    assert "too few groups for an interval" in text and "modality" not in text
 
 
 def test_labels_of_any_origin_are_scored_without_a_model(root: Path, tmp_path: Path) -> None:
@@ -391,14 +421,6 @@ def test_a_small_set_is_offered_folds(
     assert "--data.folds" not in capfd.readouterr().err
 
 
-def test_a_run_without_a_validation_says_so(
-    root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path, *SMALL)
-    assert cellseg("fit", *args, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0) == 0
-    assert "No val/map was logged" in capfd.readouterr().err
-
-
 def test_tuning_is_stored_in_both_checkpoints_and_a_run_that_goes_on_scores_as_before(
     nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,21 +435,6 @@ def test_tuning_is_stored_in_both_checkpoints_and_a_run_that_goes_on_scores_as_b
             assert content["decoding"] == asdict(levels)
             assert content["scored_with"] == asdict(Decoding())
             assert "decoding" not in content["hyper_parameters"]
-
-
-def test_a_run_without_nuclei_in_validation_keeps_the_defaults_and_says_so(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    root = tmp_path / "empty"
-    for name in ("images", "masks"):
-        (root / name).mkdir(parents=True)
-        for number in range(3):
-            noise = np.random.default_rng(number).integers(0, 99, (40, 40), np.uint8)
-            picture = noise if name == "images" else 0 * noise
-            Image.fromarray(picture).save(root / name / f"{number}.png")
-    args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
-    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 0
-    assert "No nuclei to validate on" in capfd.readouterr().err
 
 
 def test_the_worst_images_are_those_of_lowest_mean_ap_and_keep_their_pictures() -> None:

@@ -463,6 +463,31 @@ def test_images_of_different_channels_share_one_table(predict: Run, tmp_path: Pa
     assert parquet[0]["mean_red"] == float(rows[0]["mean_red"])
 
 
+def test_images_without_a_pixel_size_do_not_move_the_columns(predict: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    pixels = generate(3, size=64)[0][..., 0]
+    headers = []
+    for pixelless in ("a", "c"):  # before and after the other one
+        for old in (tmp_path / "in").iterdir():
+            old.unlink()
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{pixelless}.png")
+        tifffile.imwrite(
+            tmp_path / "in" / "b.tif",
+            pixels,
+            imagej=True,
+            resolution=(4, 4),
+            metadata={"unit": "um"},
+        )
+        assert predict("--output.formats", "table", "--output.expand", 2) == 0
+        headers.append((tmp_path / "out" / "objects.csv").read_text().splitlines()[0])
+        notes = {row["file"]: row["message"] for row in table(tmp_path / "out" / "summary.csv")}
+        assert "no pixel size: rings are 2 px wide" in notes[f"{pixelless}.png"]
+        assert "rings" not in notes["b.tif"]
+    assert headers[0] == headers[1]
+    assert "equivalent_diameter_px,area_um2" in headers[0]
+    assert headers[0].endswith("confidence,touches_border")
+
+
 def test_a_pixel_size_sets_units_and_is_kept(predict: Run, tmp_path: Path) -> None:
     pixels = generate(3, size=64)[0][..., 0]
     (tmp_path / "in").mkdir()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from cellseg.model import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(

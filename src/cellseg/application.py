@@ -185,8 +185,9 @@ class Application(LightningCLI):
             for group in TRAINING:
                 config.pop(group)
         if choice is not None:
-            # Lightning loads the state of a training, and the task the weights of all else.
-            config.ckpt_path = str(choice.path) if choice.resumes else None
+            # Of a checkpoint, Lightning restores what tasks and callbacks of one's own have saved.
+            restored = choice.resumes or (command != "fit" and choice.path.suffix == ".ckpt")
+            config.ckpt_path = str(choice.path) if restored else None
         if command != "fit" or config.ckpt_path:
             config.model.pop("weights", None)
 

@@ -176,8 +176,8 @@ def _is_list(value: str) -> bool:
 
     try:
         return isinstance(yaml.safe_load(value), list)
-    except yaml.YAMLError:
-        return False
+    except (yaml.YAMLError, ValueError):  # ValueError: of what looks like a date
+        return value[0] + value[-1] == "[]" and "," in value  # the parser will say what is wrong
 
 
 def refuse_empty(args: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import warnings
 # Warnings of Lightning's that are of no use to whom they reach.
 QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own use of torch
+    "Be aware that when using `ckpt_path`, callbacks",  # prediction needs no early stopping
     "The dirpath has changed",  # a run that starts from one elsewhere has a best of its own
     "Checkpoint directory .* exists and is not empty",  # that of the run that goes on
     "Total length of `DataLoader` across ranks is zero",  # all is done already

@@ -90,15 +90,14 @@ def compare(target: NDArray[Any], preds: NDArray[Any]) -> dict[str, float]:
 def scores(sums: Mapping[str, float]) -> dict[str, float]:
     """The field's scores from the sums of `compare`, of one image or of several added up.
 
-    Without any nucleus on either side the shares are 1; with none on one side they are 0.
+    Without any nucleus on either side all are 1; with none on one side they are 0.
 
     Returns:
         `dice`, `iou`: of the foreground, labels above 0. `ap50` to `ap95`: TP / (TP + FP + FN)
         at each threshold, the precision of the 2018 Data Science Bowl, which StarDist calls
         accuracy; it is not COCO's average precision. `map`: their mean. `f1`: at IoU 0.5. `pq`:
         panoptic quality (Kirillov et al. 2019, https://arxiv.org/abs/1801.00868). `aji`:
-        aggregated Jaccard index. `count_error`: by how many the predicted nuclei are more or
-        fewer than the true ones.
+        aggregated Jaccard index.
     """
     nuclei = sums["true"] + sums["predicted"]
     pixels = sums["pixels_true"] + sums["pixels_predicted"]
@@ -111,14 +110,19 @@ def scores(sums: Mapping[str, float]) -> dict[str, float]:
         "f1": _ratio(2 * sums["matched50"], nuclei),
         "pq": _ratio(2 * sums["iou_sum"], nuclei),
         "aji": _ratio(sums["aji_intersection"], sums["aji_union"]),
-        "count_error": abs(sums["predicted"] - sums["true"]),
     }
+
+
+def count_error(sums: Mapping[str, float]) -> float:
+    """By how many the predicted nuclei are more or fewer than the true ones."""
+    return abs(sums["predicted"] - sums["true"])
 
 
 class Scores(Metric):
     """The scores of `scores`, as means over images and, ending in `_pooled`, of all together.
 
-    Further, over all images, the numbers of nuclei `merged`, `split`, `missed` and `extra`.
+    Further `count_error`, the mean over images of |predicted - true| nuclei, and over all
+    images the numbers of nuclei `merged`, `split`, `missed` and `extra`.
     """
 
     full_state_update = False
@@ -132,7 +136,7 @@ class Scores(Metric):
         super().__init__()
         nothing = compare(np.zeros((1, 1), int), np.zeros((1, 1), int))
         self._counts = tuple(name for name in nothing if name != "iou_sum")
-        self._scores = tuple(scores(nothing))
+        self._scores = (*scores(nothing), "count_error")
         # Of a fixed size: a process without an image has nothing to gather. Whole numbers,
         # since float32 stops counting at 16.8 million pixels.
         self.add_state("images", torch.tensor(0.0), dist_reduce_fx="sum")
@@ -145,7 +149,7 @@ class Scores(Metric):
     def update(self, sums: Mapping[str, float]) -> None:
         """Count one image, by what `compare` says of it."""
         self.images += 1
-        self.means += self.means.new_tensor([*scores(sums).values()])
+        self.means += self.means.new_tensor([*scores(sums).values(), count_error(sums)])
         self.counts += self.counts.new_tensor([int(sums[name]) for name in self._counts])
         self.iou_sum += sums["iou_sum"]
 

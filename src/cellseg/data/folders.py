@@ -164,8 +164,8 @@ def _is_mask(name: str) -> bool:
 
 def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Iterator[Sample]:
     """Images with the masks of the folder beside theirs, perhaps with none."""
-    stems = _by_stem(masks)
-    own = {name: _masks_of(name, stems) for name in images}
+    of_stem = ByStem(masks)
+    own = {name: _masks_of(name, of_stem) for name in images}
     if parent.name and len(images) == 1 and not own[images[0]]:
         # The Kaggle layout. Only the image's folder is its id, whatever lies above it.
         yield Sample(parent.name, images[0], tuple(masks), whole=False)
@@ -176,22 +176,23 @@ def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Itera
 
 def _flat(names: list[str]) -> Iterator[Sample]:
     """Images with the masks of their own folder, perhaps with none."""
-    stems = _by_stem(names)
+    of_stem = ByStem(names)
     ends = (*PREDICTED, "_overlay", "_probs")
     images = [name for name in names if is_image(name) and not stem_of(name).endswith(ends)]
     for name, identity in output_stems(images).items():
-        yield Sample(identity, name, _masks_of(name, stems), whole=True)
+        yield Sample(identity, name, _masks_of(name, of_stem), whole=True)
 
 
-def _masks_of(name: str, stems: dict[str, list[str]]) -> tuple[str, ...]:
-    """The mask of an image, if it has one, among files by their stem."""
+def _masks_of(name: str, masks: ByStem) -> tuple[str, ...]:
+    """The mask of an image, if it has one."""
     path = PurePosixPath(name)
     # `predict` names its labels after the whole file where two files share a stem.
-    for stem in dict.fromkeys((path.name, path.stem, stem_of(name))):
+    for table, stems in ((masks.exact, {path.name, path.stem}), (masks.bare, {stem_of(name)})):
         own = [
             mask
+            for stem in sorted(stems)
             for mark in ("", *PREDICTED, "_rois")
-            for mask in stems.get(stem + mark, [])
+            for mask in table.get(stem + mark, [])
             if mark or not is_image(mask) or PurePosixPath(mask).parent != path.parent
         ]
         if len(own) > 1:
@@ -233,6 +234,9 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
         names = found.get(stem) or (found.get(bare, []) if same_name[bare] == 1 else [])
         # The image itself may lie beside its labels, and beside those of others.
         names = [name for name in names if _is_marked(name)] if marked else names
+        # Of a.tif and a.ome.tif each has its own, if both are there.
+        own = [n for n in names if (".ome" in PurePosixPath(n).name) == sample.endswith(".ome")]
+        names = own or names
         if len(names) > 1:
             raise InputError(f"{folder}: {sample} has several predictions: {', '.join(names)}")
         if names:
@@ -249,8 +253,12 @@ def _is_marked(name: str) -> bool:
     return stem_of(name).endswith(PREDICTED)
 
 
-def _by_stem(names: list[str]) -> dict[str, list[str]]:
-    stems: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        stems[stem_of(name)].append(name)
-    return stems
+class ByStem:
+    """Files by their name without its suffix, and by that without `.ome`, as of OME-TIFF."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.exact: dict[str, list[str]] = defaultdict(list)
+        self.bare: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            self.exact[PurePosixPath(name).stem].append(name)
+            self.bare[stem_of(name)].append(name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from itertools import chain
@@ -23,6 +24,8 @@ PREDICTED = ("_labels", "_label", "-labels", "_cp_masks", "_masks", "_mask", "_s
 MASKS = ("masks", "labels")
 # How the program's name in our TIFFs and PNGs begins, so that none is taken for an image.
 OWN_TAG = "cellseg"
+# How microscopes name the channels of an image that they save as files of their own.
+CHANNEL = re.compile(r"_(w|ch|c)\d{1,2}(?=[_.][^/]*$)", re.IGNORECASE)
 # Bytes of a list of images.
 LONGEST_LIST = 2**28
 
@@ -58,7 +61,8 @@ def walk(root: Path, unlisted: list[str] | None = None) -> Iterator[str]:
             # A `Path` for each of 100,000 files takes seconds.
             above = "" if folder == str(root) else Path(folder).relative_to(root).as_posix() + "/"
             for name in images + files:
-                yield above + name
+                if not name.startswith("._"):  # macOS keeps such twins on other systems' disks
+                    yield above + name
         tops = links
 
 
@@ -113,6 +117,7 @@ def files_to_predict(
         if (not include or _matches(name, include)) and not _matches(name, exclude)
     )
     names = [n for n in names if not (n.endswith(RESULTS) and is_own_output(base / n))]
+    _tell_of_channels(names)
     if not names:
         raise InputError(
             f"--data.predict_dir {source}: no image found; looked for {', '.join(SUFFIXES)}"
@@ -120,6 +125,21 @@ def files_to_predict(
             + (f", excluding {', '.join(exclude)}" if exclude else "")
         )
     return base, {name: stems[name] for name in names}
+
+
+def _tell_of_channels(names: Sequence[str]) -> None:
+    """Say where images seem to be channels of others: each is searched for nuclei."""
+    marks: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if mark := CHANNEL.search(name):
+            marks[(name[: mark.start()] + name[mark.end() :]).lower()].add(mark[0])
+    several = [found for found in marks.values() if len(found) > 1]
+    if several:
+        seen = sorted(set.union(*several))
+        log.info(
+            f"Names differ by {few(seen)} alone, as of channels in files of their own; nuclei are "
+            f"looked for in each: --data.include '*{seen[0]}*' takes one"
+        )
 
 
 def _without_results(base: Path, names: Sequence[str]) -> list[str]:
@@ -194,7 +214,10 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(name, p) or fnmatch(PurePosixPath(name).name, p) for p in patterns)
+    """Whether a path or its last part is like one of the patterns, in whatever case."""
+    lower = name.lower()
+    each = (pattern.lower() for pattern in patterns)
+    return any(fnmatch(lower, p) or fnmatch(PurePosixPath(lower).name, p) for p in each)
 
 
 def readable(name: str) -> str:

@@ -47,8 +47,8 @@ def read_rois(source: Path | bytes, shape: tuple[int, int], name: str = "") -> L
         the later one keeps what is still free; what lies outside the image is cut off.
 
     Raises:
-        InputError: The file is damaged, holds selections that are no areas, or those of
-            several planes of a stack.
+        InputError: The file is damaged, holds selections that are no areas, one within another,
+            or those of several planes of a stack.
     """
     with _explained(name or str(source), "ImageJ ROIs"):
         rois = _parse_rois(source if isinstance(source, bytes) else source.read_bytes())
@@ -72,8 +72,8 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
         (H, W); labels and overlaps as in `read_rois`.
 
     Raises:
-        InputError: The file is damaged, holds features that are no areas, annotations around
-            detections, or several planes of a stack.
+        InputError: The file is damaged, holds features that are no areas, one within another, or
+            those of several planes of a stack.
     """
     with _explained(name or str(source), "GeoJSON"):
         data = source if isinstance(source, bytes) else source.read_bytes()
@@ -85,8 +85,6 @@ def read_geojson(source: Path | bytes, shape: tuple[int, int], name: str = "") -
             )
             for number, feature in enumerate(features, 1)
         ]
-        kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
-        _refuse_regions(areas, [kind in ("detection", "cell") for kind in kinds], shape)
         return _painted(areas, shape)
 
 
@@ -169,27 +167,26 @@ def _polygons(number: int, feature: dict[str, Any]) -> list[Any]:
     raise InputError(f"feature {number} is no area but of type {kind}; delete it")
 
 
-def _refuse_regions(
-    areas: Sequence[tuple[str, Sequence[Pixels]]], detected: Sequence[bool], shape: tuple[int, int]
-) -> None:
-    """Refuse annotations around detections: a region would become one nucleus over them all.
+def _refuse_nested(areas: Sequence[tuple[str, Sequence[Pixels]]], size: int) -> None:
+    """Refuse an outline that lies mostly within a larger one, in an image of so many pixels.
 
-    An annotation beside them is a nucleus that someone has added.
+    One of them is no nucleus: a region that was drawn around nuclei, or what was replaced by its
+    parts.
     """
-    pixels = [np.concatenate([*parts, np.empty(0, np.intp)]) for _, parts in areas]
-    detections = [own for own, found in zip(pixels, detected, strict=True) if found and own.size]
-    if not detections:
-        return
-    for number, (annotation, found) in enumerate(zip(pixels, detected, strict=True), 1):
-        if found:
-            continue
-        within = np.zeros(shape[0] * shape[1], bool)
-        within[annotation] = True
-        if around := sum(within[own].mean() > 0.5 for own in detections):
-            raise InputError(
-                f"feature {number} is an annotation around detections ({around}); delete it, or "
-                "them where it is the nucleus"
+    pixels = [np.unique(np.concatenate([*parts, np.empty(0, np.intp)])) for _, parts in areas]
+    owner = np.zeros(size, np.intp)
+    for number in sorted(range(len(areas)), key=lambda number: -len(pixels[number])):
+        below = owner[pixels[number]]
+        if 2 * np.count_nonzero(below) > len(below):
+            other = int(np.bincount(below[below > 0]).argmax())
+            inner, outer = (
+                f"outline {n}" + (f" ({areas[n - 1][0]})" if areas[n - 1][0] else "")
+                for n in (number + 1, other)
             )
+            raise InputError(
+                f"{inner} lies within {outer}; delete the one that is no nucleus of its own"
+            )
+        owner[pixels[number]] = number + 1
 
 
 def _inside(rings: Sequence[Any], shape: tuple[int, int]) -> Pixels:
@@ -249,6 +246,7 @@ def _painted(areas: Sequence[tuple[str, Sequence[Pixels]]], shape: tuple[int, in
             f"{outside} of {len(areas)} outlines lie outside of the image of {shape[0]} x "
             f"{shape[1]} px; is it another image's file, or in um?"
         )
+    _refuse_nested(areas, shape[0] * shape[1])
     labels = np.zeros(shape[0] * shape[1], np.int32)
     for number, (_, parts) in zip(ids, areas, strict=True):
         for pixels in parts:

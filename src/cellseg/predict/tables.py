@@ -179,10 +179,18 @@ def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
 
 
 def _columns(journal: Journal, parts: Iterable[Place]) -> list[str]:
-    """The columns of all nuclei: images of different channels have different ones."""
-    headers = dict.fromkeys(journal.store.first_line(part) for part in parts)
-    columns = dict.fromkeys(name for header in headers for name in header.split(","))
-    return list(columns) or ["file", "plane", "label"]  # where no image was done
+    """The columns of all nuclei: images of different channels have different ones.
+
+    Those of an image stand in its order, so that the last ones of all stay the last.
+    """
+    columns: list[str] = []
+    for header in dict.fromkeys(journal.store.first_line(part) for part in parts):
+        names = header.split(",")
+        for place, name in enumerate(names):
+            if name not in columns:
+                known = [columns.index(later) for later in names[place:] if later in columns]
+                columns.insert(min(known, default=len(columns)), name)
+    return columns or ["file", "plane", "label"]  # where no image was done
 
 
 def _objects(journal: Journal, parts: Iterable[Place], columns: Sequence[str]) -> Iterator[str]:

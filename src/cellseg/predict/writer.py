@@ -175,6 +175,8 @@ class PredictionWriter(pl.Callback):
         prediction = find()
         about = batch["about"].value.noted(_adapted(prediction))
         about = replace(about, scale=prediction["scale"])
+        if self.expand and about.pixel_size is None:
+            about = about.noted(f"no pixel size: rings are {self.expand:g} px wide")
         with Drafts(dir, about.stem) as drafts:
             if "large" in batch:
                 kept = LargeResult(

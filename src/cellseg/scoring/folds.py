@@ -54,4 +54,4 @@ def score_folds(
         datamodule.trained_split, datamodule.sides = stored.split, {}
         task.adopt(stored, str(path))
         task.decoding = decodings[path]
-        trainer.test(task, datamodule, verbose=False)
+        trainer.test(task, datamodule, ckpt_path=path, weights_only=True, verbose=False)

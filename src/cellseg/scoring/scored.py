@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.metrics import COUNTS, scores
+from cellseg.metrics import COUNTS, count_error, scores
 
 RESAMPLES = 2000
 FEWEST_GROUPS = 6
@@ -36,8 +36,8 @@ class Scored:
 
     @cached_property
     def scores(self) -> dict[str, float]:
-        """Its scores; see `metrics.scores`."""
-        return scores(self.sums)
+        """Its scores, with the error of its count."""
+        return {**scores(self.sums), "count_error": count_error(self.sums)}
 
 
 def summary(images: Sequence[Scored]) -> dict[str, float]:

@@ -110,7 +110,8 @@ class Tuning(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, SegmentationTask)
         if trainer.state.fn == "fit" and trainer.is_global_zero and trainer.global_step:
-            log.warning("Stopped, so not tuned: %s", _flags(pl_module.decoding))
+            mixed = "" if pl_module.initial_weights is None else ", nor mixed with its start"
+            log.warning("Stopped, so not tuned%s: %s", mixed, _flags(pl_module.decoding))
 
     def _mixed(
         self, trainer: pl.Trainer, pl_module: SegmentationTask, learnt: Weights
