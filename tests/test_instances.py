@@ -198,7 +198,7 @@ def test_real_nuclei_survive_the_round_trip(sides: list[str], share: float) -> N
     root = Path(__file__).parents[2] / "shared/data/dsb2018"
     if not root.is_dir():
         pytest.skip("the real images are not there")
-    from cellseg.data.cache import load
+    from cellseg.data.cache import read_sample
     from cellseg.data.folders import find_samples, open_tree
     from cellseg.data.groups import dsb2018
 
@@ -206,7 +206,7 @@ def test_real_nuclei_survive_the_round_trip(sides: list[str], share: float) -> N
     samples = [s for s in find_samples(tree)[0] if dsb2018()[s.id]["split"] in sides]
     total, kept = 0.0, 0.0
     for sample in samples:
-        labels = load(tree, sample)[1]
+        labels = read_sample(tree, sample)[1]
         sums = compare(labels, decode(encode(labels).astype(np.float32), ALL))
         total, kept = total + sums["true"], kept + sums["matched90"]
     assert total == sum(int(dsb2018()[sample.id]["n_nuclei"]) for sample in samples)
