@@ -162,6 +162,17 @@ def _is_mask(name: str) -> bool:
     return path.parent.name in MASKS or stem_of(name).endswith((*PREDICTED, "_rois"))
 
 
+class ByStem:
+    """Files by their name without its suffix, and by that without `.ome`, as of OME-TIFF."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.exact: dict[str, list[str]] = defaultdict(list)
+        self.bare: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            self.exact[PurePosixPath(name).stem].append(name)
+            self.bare[stem_of(name)].append(name)
+
+
 def _paired(parent: PurePosixPath, images: list[str], masks: list[str]) -> Iterator[Sample]:
     """Images with the masks of the folder beside theirs, perhaps with none."""
     of_stem = ByStem(masks)
@@ -251,14 +262,3 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
 
 def _is_marked(name: str) -> bool:
     return stem_of(name).endswith(PREDICTED)
-
-
-class ByStem:
-    """Files by their name without its suffix, and by that without `.ome`, as of OME-TIFF."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.exact: dict[str, list[str]] = defaultdict(list)
-        self.bare: dict[str, list[str]] = defaultdict(list)
-        for name in names:
-            self.exact[PurePosixPath(name).stem].append(name)
-            self.bare[stem_of(name)].append(name)
