@@ -186,7 +186,8 @@ class Application(LightningCLI):
                 config.pop(group)
         if choice is not None:
             # Of a checkpoint, Lightning restores what tasks and callbacks of one's own have saved.
-            restored = choice.resumes or (command != "fit" and choice.path.suffix == ".ckpt")
+            is_checkpoint = choice.path.suffix != ".safetensors"
+            restored = choice.resumes or (command != "fit" and is_checkpoint)
             config.ckpt_path = str(choice.path) if restored else None
         if command != "fit" or config.ckpt_path:
             config.model.pop("weights", None)
