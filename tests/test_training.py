@@ -415,12 +415,14 @@ def test_the_dashboard_is_drawn_where_tensorboard_is_not_the_first_logger(
     assert "best/map" in tags["scalars"]
 
 
+@pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_training_that_diverges_is_stopped_and_its_weights_are_not_kept(
-    nuclei: Path, tmp_path: Path, fails: Fails
+    every: int, nuclei: Path, tmp_path: Path, fails: Fails
 ) -> None:
     args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
-    line = fails("fit", *args, "--trainer.max_epochs", 20, "--model.lr", 1e12)
+    often = ("--trainer.max_epochs", 20, "--trainer.check_val_every_n_epoch", every)
+    line = fails("fit", *args, *often, "--model.lr", 1e12)
     assert "the loss is no longer a number: a smaller --model.lr" in line
     for path in tmp_path.rglob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]

@@ -23,7 +23,7 @@ class Choice:
         name: As the user named it; of `best` and `last` the path.
         path: Its file.
         stored: What the file says.
-        resumes: Whether a training goes on from it; else its weights are all that is wanted.
+        resumes: Whether a training goes on from it.
         defaults: What takes the place of the defaults of flags.
         folds: Several checkpoints of equal architecture, whose test sides make one report.
     """

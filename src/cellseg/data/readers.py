@@ -76,8 +76,8 @@ def _by_content(file: File, name: str, path: Path | None) -> Recording:
         file.seek(0)
     if head[:10] == b"ZISRAWFILE":
         return _read_czi(file, name)
-    of_2010 = head[4:8] == b"jP  " and name.lower().endswith(".nd2")  # before it was JPEG 2000
-    if head[:4] == b"\xda\xce\xbe\x0a" or of_2010:
+    old_nd2 = head[4:8] == b"jP  " and name.lower().endswith(".nd2")  # JPEG 2000 before 2010
+    if head[:4] == b"\xda\xce\xbe\x0a" or old_nd2:
         return _read_nd2(file, name)
     return _read_other(file, name)
 

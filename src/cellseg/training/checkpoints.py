@@ -93,7 +93,8 @@ class BestAndLast(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         # Lightning's own `save_last` is the last that was also a best one.
-        self._save_last(trainer)
+        if _is_sound(pl_module):
+            self._save_last(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -101,8 +102,12 @@ class BestAndLast(ModelCheckpoint):
         # Lightning's own `save_on_exception` would also overwrite the best with this one. Of
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        sound = all(value.isfinite().all() for value in pl_module.parameters())
-        if together and sound and trainer.global_step > 0 and trainer.state.fn == "fit":
+        if (
+            together
+            and _is_sound(pl_module)
+            and trainer.global_step > 0
+            and trainer.state.fn == "fit"
+        ):
             if _rewind(trainer):
                 # Batch normalisation has counted the batches that come again.
                 pl_module.load_state_dict(self._buffers, strict=False)
@@ -128,6 +133,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         write(Path(path), checkpoint)
+
+
+def _is_sound(pl_module: pl.LightningModule) -> bool:
+    """Whether there is anything to go on with: a loss that overflows leaves no number behind."""
+    return all(bool(value.isfinite().all()) for value in pl_module.parameters())
 
 
 def _rewind(trainer: pl.Trainer) -> bool:
