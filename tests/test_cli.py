@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import multiprocessing
 import re
 import resource
@@ -20,13 +21,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tqdm import tqdm
 
 from cellseg import __version__
 from cellseg.arguments import EXAMPLES, bracket_lists
 from cellseg.atomic import writing
 from cellseg.checkpoint import write as write_checkpoint
 from cellseg.choice import choose
-from cellseg.cli import carry_out, main
+from cellseg.cli import carry_out, main, set_up_logging
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.errors import InputError, OutputError
 from cellseg.task import SegmentationTask
@@ -81,7 +83,7 @@ def test_ctrl_c_during_the_imports_ends_at_once() -> None:
     code = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
-from cellseg.cli import carry_out, main
+from cellseg.cli import carry_out, main, set_up_logging
 
 class CtrlC(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -536,7 +538,7 @@ class TestSplitOfTheCheckpoint:
             capfd, "test", "--ckpt_path", find_checkpoint(trained), "--data.root", tmp_path
         )
         assert "14 images, train 10, val 1, test 1 (the checkpoint's split)" in text
-        assert "2 images are not in the split and are left out: n12, n13" in text
+        assert "Images that are not in the split are left out: n12, n13" in text
 
     def test_unknown_images_are_all_scored_even_under_known_names(
         self, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -574,7 +576,7 @@ class TestSplitOfTheCheckpoint:
             *("test", "--ckpt_path", find_checkpoint(trained), "--data.root", nuclei),
             *("--data.split", split),
         )
-        assert "10 images to evaluate on were trained on" in text
+        assert "Images to evaluate on were trained on" in text
 
     def test_copies_on_two_sides_are_said(
         self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -588,7 +590,7 @@ class TestSplitOfTheCheckpoint:
             pl.Trainer, "fit", lambda self, datamodule, ckpt_path=None, **_: datamodule.setup("fit")
         )
         text = self.data_line(capfd, "fit", "--data.root", tmp_path)
-        assert "2 images to evaluate on were trained on, or are copies of such" in text
+        assert "Images to evaluate on were trained on, or are copies of such, so the " in text
 
 
 def test_fit_says_what_it_does_without(
@@ -819,3 +821,15 @@ def test_a_checkpoint_that_cannot_be_written_stays_and_is_named(tmp_path: Path) 
         write_checkpoint(path, {"weights": torch.zeros(10_000)})
     assert path.read_bytes() == b"before"
     assert [*tmp_path.iterdir()] == [path]
+
+
+def test_messages_have_lines_of_their_own_beside_a_progress_bar(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging()
+    with tqdm(total=3, desc="Half", ascii=True, file=sys.stderr) as bar:
+        bar.update()
+        logging.getLogger("cellseg.data").info("a word")
+    before, after = capfd.readouterr().err.split("a word\n")
+    assert before.split("\r")[-1].strip() == "" and "Half:" in before  # the bar was wiped
+    assert "Half:" in after

@@ -202,7 +202,7 @@ def test_an_ome_zarr_is_predicted_and_again_only_when_changed(
     assert "1 of 1 images are done already" in capsys.readouterr().err
     zarr.open_group(path, mode="r+")["0"][:] = 255 - STACK
     assert cellseg("predict", "--data.num_workers", 0, *paths) == 0
-    assert "1 images are done again" in capsys.readouterr().err
+    assert "Done again: 1 image, because " in capsys.readouterr().err
 
 
 def test_an_ome_zarr_is_trained_on(tmp_path: Path) -> None:

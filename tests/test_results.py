@@ -116,8 +116,8 @@ def test_images_that_are_rescaled_are_counted_and_have_the_flag(
 ) -> None:
     save(tmp_path / "in" / "a.png")
     assert predict("--data.diameter", 40) == 0
-    assert "1 images, 0 errors, 1 nuclei, 1 rescaled; see" in re.sub(
-        r"\d+ nuclei", "1 nuclei", capfd.readouterr().err
+    assert "1 image, 0 errors, 1 nucleus, 1 rescaled; see" in re.sub(
+        r"\d+ nuclei", "1 nucleus", capfd.readouterr().err
     )
     (row,) = table(tmp_path / "out" / "summary.csv")
     assert row["scale"] == "0.5"
@@ -889,7 +889,7 @@ def test_results_of_images_that_are_gone_stay_and_are_named(
     assert "stay" not in capfd.readouterr().err
     (tmp_path / "in" / "b.png").unlink()
     assert predict() == 0
-    assert "The results of 1 images that are not in this run stay" in capfd.readouterr().err
+    assert "The results of images that are not in this run stay" in capfd.readouterr().err
     assert (tmp_path / "out" / "b_labels.tif").is_file()
     save(tmp_path / "in" / "b.jpg", 5)  # takes its place
     assert predict() == 0

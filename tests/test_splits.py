@@ -168,7 +168,7 @@ def test_groups_that_group_nothing_are_refused_and_others_told(
         make_split(ids, Recipe(groups="^plat_"))
     monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
     make_split(ids, Recipe(groups="^plate."))
-    assert "1 images are in no group" in caplog.text
+    assert "Images that are in no group of --data.groups are one each: " in caplog.text
     assert "lone" in caplog.text
 
 

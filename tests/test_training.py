@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import logging
 import pickle
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cellseg.errors import OutputError
 from cellseg.failures import explained
+from cellseg.task import SegmentationTask
 from cellseg.training.dashboard import Dashboard, _add_pr_curve
+from cellseg.training.forecast import Forecast
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
 
 Fails = Callable[..., str]
@@ -311,6 +314,38 @@ def test_last_is_found_in_a_new_process_and_training_goes_on(
     assert last["epoch"] == 1
 
 
+def test_a_run_that_cannot_go_on_leaves_its_checkpoint_alone(
+    nuclei: Path, trained: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = find_checkpoint(run).read_bytes()
+    monkeypatch.setattr(
+        SegmentationTask, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters())
+    )
+    root = ("--data.root", nuclei, "--trainer.default_root_dir", run)
+    more = ("--ckpt_path", "last", "--trainer.max_epochs", 3, *SMALL)
+    assert "had another optimiser; the script that" in fails("fit", *root, *more)
+    assert find_checkpoint(run).read_bytes() == before
+
+
+def test_after_an_epoch_it_says_how_long_the_others_take(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    clock = iter([100.0, 100.0 + 30 * 60])
+    now = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("cellseg.training.forecast.time", now)
+    trainer = SimpleNamespace(global_step=500, estimated_stepping_batches=2500)
+    forecast, task = Forecast(), SimpleNamespace()
+    forecast.on_train_start(trainer, task)  # type: ignore[arg-type]
+    for step in (1000, 1500):  # the second one says nothing
+        trainer.global_step = step
+        forecast.on_train_epoch_end(trainer, task)  # type: ignore[arg-type]
+    (line,) = {*caplog.messages}
+    assert line.startswith("1,500 steps are left: about 1 h 30 min, or less")
+
+
 class Malice:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -504,7 +539,9 @@ def test_early_stopping_ends_a_run_that_no_longer_rises(
     stop = ("--early_stopping.patience", 1, "--early_stopping.min_delta", 2)
     assert cellseg("fit", *args, *stop, "--trainer.max_epochs", 50) == 0
     assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
-    assert "Stopped at step 8: no better val/map in 1 validations" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "196 steps are left: about 1 min" in said
+    assert "Stopped at step 8: no better val/map in 1 validation;" in said
     more = ("--ckpt_path", "last", "--early_stopping.patience", 9, "--trainer.max_epochs", 4)
     assert cellseg("fit", *args, *more) == 0
     assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 3
@@ -629,7 +666,7 @@ def test_fault_24_masks_that_do_not_fit_are_refused_or_named_before_training(
     run = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "run", *SMALL)
     (root / "masks" / "n01.png").unlink()
     assert cellseg("fit", *run, "--trainer.max_epochs", 1) == 0
-    assert "1 images have no mask and are left out: images/n01.png" in capfd.readouterr().err
+    assert "Images without a mask are left out: images/n01.png" in capfd.readouterr().err
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "masks" / "n02.png")
     line = fails("fit", *run)
     assert "masks/n02.png: 9 x 9 px, but its image images/n02.png has 64 x 64" in line

@@ -50,6 +50,7 @@ from cellseg.task import SegmentationTask
 from cellseg.training.allocator import keep_freed_memory
 from cellseg.training.checkpoints import BestAndLast, KeepConfigAndSplit, Patience, WholeCheckpoints
 from cellseg.training.dashboard import Dashboard
+from cellseg.training.forecast import Forecast
 from cellseg.training.tuning import Tuning
 
 log = logging.getLogger(__name__)
@@ -234,7 +235,9 @@ class Application(LightningCLI):
         settings = self.config[self.subcommand].trainer
         ours: list[Callback] = []  # Lightning adds them to those that the user names
         self.trainer_defaults["callbacks"] = ours
-        if self.subcommand != "fit":
+        if self.subcommand == "fit":
+            ours.append(Forecast())
+        else:
             self.runtime = runtime.Runtime(self.config[self.subcommand].predict.runtime)
             ours.append(self.runtime)
         if self.subcommand in ("validate", "test"):

@@ -7,8 +7,9 @@ import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from cellseg import __version__
 from cellseg.errors import InputError, OutputError
@@ -79,9 +80,19 @@ def _say(error: Exception, code: int) -> int:
     return code
 
 
+class _BesideProgress(logging.StreamHandler[TextIO]):
+    """Gives each message lines of its own, above the bars of what is under way."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = sys.modules.get("tqdm")  # where it was not loaded, there is no bar
+        aside = progress.tqdm.external_write_mode(self.stream) if progress else nullcontext()
+        with aside:
+            super().emit(record)
+
+
 def set_up_logging() -> None:
     """Messages go to the error stream, from the first of several processes only."""
-    handler = logging.StreamHandler()
+    handler = _BesideProgress()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.propagate = False

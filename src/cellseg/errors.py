@@ -24,3 +24,9 @@ class OutputError(OSError):
 def few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+
+
+def counted(number: int, things: str) -> str:
+    """So many things, for a message: `1 image`, `1,200 images`, `1 nucleus`."""
+    one = "nucleus" if things == "nuclei" else things.removesuffix("s")
+    return f"{number:,} {one if number == 1 else things}"

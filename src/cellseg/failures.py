@@ -41,6 +41,11 @@ def explained() -> Iterator[None]:
             raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
         if isinstance(error, MisconfigurationException):  # by flags that do not go together
             raise InputError(str(error)) from error
+        if str(error).startswith("loaded state dict "):  # torch's optimisers say so
+            raise InputError(
+                "the training to go on with had another optimiser; the script that it was started "
+                "with goes on, and --model.weights FILE starts anew from its weights"
+            ) from error
         if isinstance(error, ValueError | TypeError | ModuleNotFoundError) and _is_of_a_flag(error):
             raise InputError(f"--trainer: {error}") from error
         raise

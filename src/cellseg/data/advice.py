@@ -34,20 +34,19 @@ def check_annotations(annotated: Sequence[Annotated], to_train: bool) -> None:
     half = [s.id for s in annotated if to_train and is_half_annotated(s.image(), s.labels())]
     if half:
         log.warning(
-            f"{len(half)} images look annotated in one part only, which teaches that the "
-            f"other nuclei are background; cut them to that part: {few(half)}"
+            "Images that look annotated in one part only teach that their other nuclei are "
+            f"background; cut them to that part: {few(half)}"
         )
     if annotated and not any(sample.labels().any() for sample in annotated):
         log.warning(
-            f"None of the {len(annotated)} images has a nucleus: all masks are empty; nuclei must "
-            "not be 0, nor seen by their transparency alone"
+            "No image has a nucleus: all masks are empty; nuclei must not be 0, nor seen by their "
+            "transparency alone"
         )
     inverted = [s.id for s in annotated if is_inverted(s.labels())]
     if inverted:
         log.warning(
-            f"{len(inverted)} images have a nucleus that reaches from border to border and covers "
-            "more than half, as where a mask shows nuclei in black on white; nuclei must not be 0: "
-            f"{few(inverted)}"
+            "Images with a nucleus that reaches from border to border and covers more than half, "
+            f"as where a mask shows nuclei in black on white; nuclei must not be 0: {few(inverted)}"
         )
 
 

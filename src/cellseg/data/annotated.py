@@ -51,7 +51,7 @@ def find_annotated(
     tree = open_tree(root, flag)
     samples, missing, orphans = find_samples(tree)
     if missing:
-        log.warning(f"{len(missing)} images have no mask and are left out: {few(missing)}")
+        log.warning(f"Images without a mask are left out: {few(missing)}")
     if orphans:
-        log.warning(f"{len(orphans)} masks have no image and are left out: {few(orphans)}")
+        log.warning(f"Masks without an image are left out: {few(orphans)}")
     return str(tree.root), [*prepare(tree, samples, cache_dir, channel)]

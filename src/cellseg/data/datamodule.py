@@ -26,7 +26,7 @@ from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
 from cellseg.data.shards import Shard
 from cellseg.data.splits import SIDES, Recipe, Split, choose_split, everything
 from cellseg.data.transforms import Augmentation
-from cellseg.errors import InputError, few
+from cellseg.errors import InputError, counted, few
 from cellseg.signals import begin_loading
 
 log = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ class NucleiDataModule(pl.LightningDataModule):
         )
         own = [name for name in stems if self.shard is None or name in self.shard]
         part = f"; {len(own)} of them in shard {self.shard}" if self.shard else ""
-        log.info(f"Data: {len(stems)} images below {base}{part}")
+        log.info(f"Data: {counted(len(stems), 'images')} below {base}{part}")
         todo = self.not_done(base, {name: stems[name] for name in own})
         return Files(base, [*stems], own, [(name, stems[name]) for name in todo])
 
@@ -314,13 +314,10 @@ class NucleiDataModule(pl.LightningDataModule):
         split = self._split_in_force(annotated, stage)
         self.sides = {side: [by_id[i] for i in split.sides[side]] for side in SIDES}
         self._origins = origins(list(by_id), self.recipe.groups)
-        self.description = f"{source}: {len(annotated)} images, {split}"
+        self.description = f"{source}: {counted(len(annotated), 'images')}, {split}"
         log.info(f"Data: {self.description}")
         if split.left_out:
-            log.warning(
-                f"{len(split.left_out)} images are not in the split and are left out: "
-                f"{few(split.left_out)}"
-            )
+            log.warning(f"Images that are not in the split are left out: {few(split.left_out)}")
         for side in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
             if not self.sides[side]:
                 way_out = (
@@ -349,8 +346,8 @@ class NucleiDataModule(pl.LightningDataModule):
         evaluated = [*split.sides["val"], *split.sides["test"]]
         if seen := [sample for sample in evaluated if digests[sample] in trained]:
             log.warning(
-                f"{len(seen)} images to evaluate on were trained on, or are copies of such, so the "
-                f"scores are too high: {few(seen)}"
+                "Images to evaluate on were trained on, or are copies of such, so the scores are "
+                f"too high: {few(seen)}"
             )
         return split
 

@@ -103,9 +103,7 @@ def make_split(ids: Sequence[str], recipe: Recipe) -> Split:
         if groups and len(alone) == len(ids):
             raise InputError(f"--data.groups {groups}: groups none of the images, as {ids[0]}")
         if groups and alone:
-            log.warning(
-                f"{len(alone)} images are in no group of --data.groups, each is one: {few(alone)}"
-            )
+            log.warning(f"Images that are in no group of --data.groups are one each: {few(alone)}")
         return _random(ids, group, recipe)
     table = read_column(Path(split), "split", "--data.split")
     if table.keys().isdisjoint(ids):

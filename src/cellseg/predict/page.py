@@ -18,6 +18,8 @@ import numpy as np
 from jinja2 import Environment
 from numpy.typing import NDArray
 
+from cellseg.errors import counted
+
 Counts = NDArray[np.integer[Any]]
 Row = Mapping[str, Any]
 
@@ -139,11 +141,11 @@ def _totals(
     Nuclei are not added up over the planes of a stack, in which one nucleus appears many times.
     """
     unit = "plane" if stacks else "image"
-    totals = [_counted(len({row["file"] for row in rows}), "image")]
+    totals = [_total(len({row["file"] for row in rows}), "images")]
     if stacks:
-        totals.append(_counted(len(rows), "plane"))
+        totals.append(_total(len(rows), "planes"))
     elif rows:
-        totals.append(_counted(int(nuclei.sum()), "nucleus", "nuclei"))
+        totals.append(_total(int(nuclei.sum()), "nuclei"))
     if len(rows) > 1:
         spread = f"{nuclei.min():,} to {nuclei.max():,}"
         totals.append((f"{np.median(nuclei):,.10g}", f"nuclei per {unit} (median; {spread})"))
@@ -152,13 +154,14 @@ def _totals(
         totals.append((f"{middle:,} px", "diameter of a nucleus (median)"))
     unusual = sum(bool(row.get("unusual")) for row in rows)
     if unusual:
-        number, name = _counted(unusual, unit)
+        number, name = _total(unusual, f"{unit}s")
         totals.append((number, f"{name} unlike the training data"))
     return totals
 
 
-def _counted(number: int, one: str, many: str = "") -> tuple[str, str]:
-    return f"{number:,}", one if number == 1 else many or f"{one}s"
+def _total(number: int, things: str) -> tuple[str, str]:
+    said, name = counted(number, things).split(" ")
+    return said, name
 
 
 def histogram(counts: Counts, title: str, axes: tuple[str, str]) -> Histogram:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cellseg.cores import cores
 from cellseg.data.shards import Shard
-from cellseg.errors import few
+from cellseg.errors import counted, few
 from cellseg.predict.drafts import is_whole, sweep
 from cellseg.predict.journal import Journal
 from cellseg.predict.tables import write_tables
@@ -92,8 +92,8 @@ class Run:
         if again:
             changed = sorted({key for file in again for key in journal.changes(file, self.key)})
             log.info(
-                "%d images are done again, because %s changed",
-                len(again), ", ".join(changed) or "they or their results",
+                "Done again: %s, because %s changed",
+                counted(len(again), "images"), ", ".join(changed) or "they or their results",
             )  # fmt: skip
         return todo
 
@@ -127,11 +127,11 @@ class Run:
             )
             if stay := self._left_of_others(files):
                 log.info(
-                    "The results of %s images that are not in this run stay, and the tables leave "
-                    "them out: %s", f"{len(stay):,}", few(stay),
+                    "The results of images that are not in this run stay, and the tables leave "
+                    "them out: %s", few(stay),
                 )  # fmt: skip
             page = "report.html" if "report" in self.formats else "summary.csv"
-            said = ", ".join(f"{number:,} {name}" for name, number in totals.items())
+            said = ", ".join(counted(number, things) for things, number in totals.items())
             log.info("%s; see %s", said, self.dir / page)
         if left:
             log.warning(

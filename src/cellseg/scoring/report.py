@@ -110,7 +110,7 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
     ]
     lacking = [s.id for s in samples if any(s.id not in paths for paths in found)]
     if lacking:
-        log.warning(f"{len(lacking)} images lack a prediction and are left out: {few(lacking)}")
+        log.warning(f"Images without a prediction are left out: {few(lacking)}")
     scored = []
     for paths in found:
         images: list[Scored] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cellseg.atomic import as_csv, write_text
 from cellseg.checkpoint import write
-from cellseg.errors import InputError
+from cellseg.errors import InputError, counted
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +102,9 @@ class BestAndLast(ModelCheckpoint):
         # Lightning's own `save_on_exception` would also overwrite the best with this one. Of
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        if (
-            together
-            and _is_sound(pl_module)
-            and trainer.global_step > 0
-            and trainer.state.fn == "fit"
-        ):
+        # A run that cannot go on, as with another optimiser, has nothing new to keep.
+        has_trained = bool(self._buffers) and trainer.global_step > 0
+        if together and has_trained and _is_sound(pl_module) and trainer.state.fn == "fit":
             if _rewind(trainer):
                 # Batch normalisation has counted the batches that come again.
                 pl_module.load_state_dict(self._buffers, strict=False)
@@ -192,9 +189,9 @@ class Patience(EarlyStopping):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.wait_count >= self.patience:
             log.info(
-                "Stopped at step %d: no better %s in %d validations; a higher "
-                "--early_stopping.patience waits longer",
-                trainer.global_step, self.monitor, self.wait_count,
+                "Stopped at step %d: no better %s in %s; a higher --early_stopping.patience waits "
+                "longer",
+                trainer.global_step, self.monitor, counted(self.wait_count, "validations"),
             )  # fmt: skip
 
 

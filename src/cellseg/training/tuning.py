@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from cellseg.checkpoint import write
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.errors import InputError
+from cellseg.errors import InputError, counted
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
 from cellseg.task import SegmentationTask
@@ -101,8 +101,8 @@ class Tuning(pl.Callback):
             write(last, torch.load(last, "cpu", weights_only=True) | tuned)
         write(best, content | tuned)
         log.info(
-            "Tuned on %d validation images: %s, mean AP %.3f",
-            len(predictions), _flags(pl_module.decoding), ap,
+            "Tuned on %s: %s, mean AP %.3f",
+            counted(len(predictions), "validation images"), _flags(pl_module.decoding), ap,
         )  # fmt: skip
 
     def on_exception(

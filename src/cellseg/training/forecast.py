@@ -1,0 +1,32 @@
+"""How long a training takes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+
+class Forecast(pl.Callback):
+    """Says after the first epoch how long the others may take."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._from = time.monotonic(), trainer.global_step
+        self._said = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        done = trainer.global_step - self._from
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        if self._said or not done or not 0 < left < math.inf:
+            return
+        self._said = True
+        minutes = math.ceil((time.monotonic() - self._since) / done * left / 60)
+        duration = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        log.info(
+            "%s steps are left: about %s, or less where validation stops getting better",
+            f"{left:,.0f}", duration,
+        )  # fmt: skip
