@@ -207,6 +207,15 @@ def test_an_image_with_two_masks_is_refused(tmp_path: Path, names: list[str]) ->
     assert all(name in str(caught.value) for name in (image, *masks))
 
 
+def test_two_images_with_one_mask_are_refused(tmp_path: Path) -> None:
+    names = ["a.png", "a.tif", "a_labels.tif", "b.png", "b_labels.tif"]
+    with pytest.raises(InputError, match=r"a_labels\.tif would be of a\.png and of a\.tif; keep"):
+        find_samples(open_tree(as_folder(tmp_path, names)))
+    names[2:3] = ["a.png_labels.tif", "a.tif_labels.tif"]
+    samples, _, _ = find_samples(open_tree(as_folder(tmp_path / "whole", names)))
+    assert [sample.id for sample in samples] == ["a.png", "a.tif", "b"]
+
+
 def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
     names = ["x/k/images/k.png", "x/k/masks/n.png", "y/k/images/k.png", "y/k/masks/n.png"]
     with pytest.raises(InputError, match="both 'k'") as caught:
@@ -257,6 +266,17 @@ def test_a_root_that_is_neither_folder_nor_archive_is_refused(
     (tmp_path / "notes.zip").write_text("no archive")
     with pytest.raises(InputError, match=f"{tmp_path / name}: {said}"):
         open_tree(tmp_path / name)
+
+
+def test_an_archive_of_windows_powershell_is_read_everywhere(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("top\\images\\", "top\\images\\a.png", "top\\masks\\a.png"):
+            entry = zipfile.ZipInfo(name)
+            entry.filename = name  # on Windows it has slashes now
+            archive.writestr(entry, name)
+    tree = open_tree(tmp_path / "a.zip")
+    assert [sample.image for sample in find_samples(tree)[0]] == ["top/images/a.png"]
+    assert tree.source("top/masks/a.png") == b"top\\masks\\a.png"
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
@@ -359,6 +379,12 @@ def test_a_list_names_images_relative_to_itself_and_keeps_missing_ones(tmp_path:
         base, names = files_to_predict(folder / "batch.txt", [], [])
         assert base == root
         assert list(names) == ["day 1/ü.png", "day2/b.tif", "day2/gone.tif"]
+
+
+def test_a_list_may_name_images_that_begin_as_comments_do(tmp_path: Path) -> None:
+    root = as_folder(tmp_path, ["#1.tif", "b.tif"])
+    (root / "list.txt").write_text("# of Monday\n#1.tif\nb.tif\n")
+    assert list(files_to_predict(root / "list.txt", [], [])[1]) == ["#1.tif", "b.tif"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\x80\x02binary\xff"])
@@ -567,6 +593,14 @@ def test_predictions_of_plates_with_equal_names_are_told_apart(tmp_path: Path) -
     # Where an image is alone in its folder, that is its id.
     assert find_predictions(folder, ["p1", "p2"]) == {
         f"p{plate}": folder / name for plate, name in enumerate(names, start=1)
+    }
+
+
+def test_predictions_of_equal_names_lie_at_different_depths(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path, ["a_labels.tif", "day2/a_labels.tif"])
+    assert find_predictions(folder, ["a", "day2/a"]) == {
+        "a": folder / "a_labels.tif",
+        "day2/a": folder / "day2/a_labels.tif",
     }
 
 

@@ -686,17 +686,18 @@ def test_a_file_that_was_damaged_since_leaves_no_earlier_results(
 def test_of_several_journals_the_newest_line_of_a_file_counts(tmp_path: Path) -> None:
     facts = {"stem": "", "size": 1, "mtime": 1, "sha256": "", "outputs": {}}
     first, second = Journal(tmp_path, "1"), Journal(tmp_path, "0")
-    first.add_failure("a", {"message": "damaged"})
+    first.add_failure("a", {"message": "damaged"}, "s")
     first.add("b", {**facts, "settings": "old"})
     second.add("a", {**facts, "settings": "new"})
     second.add("b", {**facts, "settings": "new"})
-    first.add_failure("c", {"message": "damaged"})
+    first.add_failure("c", {"message": "damaged"}, "new")
     journal = Journal(tmp_path)
     assert {file: entry.settings for file, entry in journal.entries.items()} == {
         "a": "new", "b": "new",
     }  # fmt: skip
     assert list(journal.failures) == ["c"]
     assert journal.tells_of("c", "new")
+    assert not journal.tells_of("c", "old")
     assert not journal.tells_of("b", "old")
 
 
@@ -849,6 +850,10 @@ def test_fault_35_a_table_that_is_open_elsewhere_gets_a_second_name(
             assert predict() == 0
             assert table(tmp_path / "out" / "objects_2.csv")
             assert "objects_2.csv" in capfd.readouterr().err
+        (tmp_path / "out" / "objects_2.csv").write_text("of the user")
+        assert predict() == 0
+        assert (tmp_path / "out" / "objects_2.csv.edited").read_text() == "of the user"
+        assert table(tmp_path / "out" / "objects_2.csv")
     second = tmp_path / "out" / "summary_2.csv"
     second.write_text("of the user")
     assert predict("--decode.threshold", 0.6) == 0
@@ -902,6 +907,21 @@ def test_results_of_images_that_are_gone_stay_and_are_named(
     assert predict() == 0
     assert "stay" not in capfd.readouterr().err
     assert [row["file"] for row in table(tmp_path / "out" / "summary.csv")] == ["a.png"]
+
+
+def test_what_another_file_of_the_stem_left_is_not_taken_for_work_of_the_user(
+    predict: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in ("a.png", "a.jpg", "a.png"):
+        path = save(tmp_path / "in" / name)
+        assert predict("--output.formats", "rois,geojson") == 0
+        path.unlink()
+    assert not [*out.glob("*.edited")]
+    (out / "a.geojson").write_text("{}")
+    save(tmp_path / "in" / "a.jpg")
+    assert predict("--output.formats", "rois,geojson") == 0
+    assert [path.name for path in out.glob("*.edited")] == ["a.geojson.edited"]
 
 
 def test_a_maximum_is_of_each_time_and_over_time_it_is_told(predict: Run, tmp_path: Path) -> None:
@@ -1002,3 +1022,17 @@ def test_a_process_whose_clock_is_behind_still_has_the_last_word(
     with closing(journal.store):
         journal.add("a", {**facts, "settings": "new"})
     assert Journal(tmp_path).entries["a"].settings == "new"
+
+
+def test_what_failed_with_other_settings_is_not_done_for_a_shard(
+    predict: Run, tmp_path: Path
+) -> None:
+    for number in range(6):
+        save(tmp_path / "in" / f"im{number}.png", number)
+    assert predict("--data.channel", 7) == 1
+    before = (tmp_path / "out" / "summary.csv").read_bytes()
+    assert predict("--data.shard", "0/2") == 0
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == before  # the other shard is to end
+    assert predict("--data.shard", "1/2") == 0
+    rows = table(tmp_path / "out" / "summary.csv")
+    assert [row["status"] for row in rows] == ["ok"] * 6

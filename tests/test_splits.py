@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cellseg.data.groups import dsb2018
+from cellseg.data.groups import dsb2018, group_of
 from cellseg.data.splits import SIDES, Recipe, Split, extended, make_split, trained_split
 from cellseg.errors import InputError
 
@@ -328,3 +328,17 @@ def test_new_images_of_a_field_that_was_trained_on_join_training() -> None:
     for side in ("val", "test"):
         sides = {"train": [first], "val": [], "test": []} | {side: [second]}
         assert new in extended(Split("", sides, [new]), seed=0).sides["train"]
+
+
+@pytest.mark.parametrize("folder", ["", "dsb2018/train/"])
+def test_known_images_are_known_in_whatever_folder_they_lie(folder: str) -> None:
+    ids = [f"{folder}{sample}" for sample in dsb2018()]
+    for split in ("auto", "stardist"):
+        divided = make_split(ids, Recipe(split))
+        bare = make_split(list(dsb2018()), Recipe(split))
+        assert divided.sides == {
+            side: [f"{folder}{sample}" for sample in samples]
+            for side, samples in bare.sides.items()
+        }
+    groups = group_of(ids, None)
+    assert [groups[sample] for sample in ids] == [row["field"] for row in dsb2018().values()]

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -23,13 +23,14 @@ DRAFT = re.compile(r"\.draft-[0-9a-f]{8}(\.\d+)?(\.\w+)?")
 
 
 @contextmanager
-def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
+def draft(path: Path, clear_second: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends well.
 
     Args:
         path: The file.
-        second_name: Where another program holds the file, as a spreadsheet does on Windows,
-            write `second_of` it instead and say so.
+        clear_second: Where another program holds the file, as a spreadsheet does on Windows,
+            write `second_of` it instead and say so. This is called before with the second name,
+            to put aside what may be there.
 
     Raises:
         InputError: The name is too long for the file system.
@@ -43,9 +44,10 @@ def draft(path: Path, second_name: bool = False) -> Iterator[Path]:
             try:
                 os.replace(name, path)
             except PermissionError:
-                if not second_name:
+                if clear_second is None:
                     raise
                 second = second_of(path)
+                clear_second(second)
                 os.replace(name, second)
                 log.warning("%s is open in another program; written as %s", path, second.name)
     finally:

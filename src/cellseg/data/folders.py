@@ -72,7 +72,9 @@ class ZipTree(Tree):
             self._zip = zipfile.ZipFile(path)
         except DAMAGE as error:
             raise InputError(f"{path}: not a zip archive, or a broken-off one ({error})") from error
-        self._entries = {e.filename: e for e in self._zip.infolist() if not e.is_dir()}
+        # Windows PowerShell writes backslashes, which Python takes for slashes on Windows alone.
+        entries = {entry.filename.replace("\\", "/"): entry for entry in self._zip.infolist()}
+        self._entries = {name: entry for name, entry in entries.items() if name[-1:] != "/"}
         for name, entry in self._entries.items():
             is_link = stat.S_ISLNK(entry.external_attr >> 16)
             if is_link or name.startswith("/") or ".." in name.split("/"):
@@ -84,7 +86,7 @@ class ZipTree(Tree):
 
     def source(self, name: str) -> bytes:
         try:
-            return self._zip.read(name)
+            return self._zip.read(self._entries[name])
         except DAMAGE as error:
             raise InputError(f"{self.root}: {name} is damaged ({error})") from error
 
@@ -119,7 +121,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     """The annotated images of a tree, sorted by id; images without a mask, masks without an image.
 
     Raises:
-        InputError: No layout fits, or an image that must have a mask has none.
+        InputError: No layout fits, or two images have one id or one mask.
     """
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
     for name in tree.names:
@@ -148,7 +150,14 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
         among = f" among {' and '.join(seen)}" if seen else ""
         raise InputError(f"{tree.root}: no annotated image found{among}; looked for {LAYOUTS}")
     by_id: dict[str, Sample] = {}
+    image_of: dict[str, str] = {}
     for sample in samples:
+        for mask in sample.masks:
+            if (image := image_of.setdefault(mask, sample.image)) != sample.image:
+                raise InputError(
+                    f"{tree.root}: {mask} would be of {image} and of {sample.image}; keep one of "
+                    "the images, or call a mask after each whole name"
+                )
         other = by_id.setdefault(sample.id, sample)
         if other is not sample:
             raise InputError(
@@ -224,13 +233,15 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"--data.preds_dir {folder}: no such folder")
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, list[str]] = defaultdict(list)  # by their paths
+    bare: dict[str, list[str]] = defaultdict(list)
     for name in sorted(walk(folder)):
         path = PurePosixPath(name)
         if is_image(name):
             suffix = next(end for end in (*PREDICTED, "") if stem_of(name).endswith(end))
             stem = stem_of(name).removesuffix(suffix).removesuffix(".ome")
-            keys = {stem, str(path.parent / stem)}
+            bare[stem].append(name)
+            keys = {str(path.parent / stem)}
             if path.parent.name == "images":  # which ids leave out; a lone image's is the folder
                 above = path.parent.parent
                 keys |= {str(above / stem), above.name}
@@ -238,11 +249,13 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
                 found[key].append(name)
     chosen = {}
     stems = {sample: sample.removesuffix(".ome") for sample in ids}
-    marked = any(_is_marked(name) for stem in stems.values() for name in found.get(stem, ()))
     same_name = Counter(PurePosixPath(stem).name for stem in stems.values())
+    named = {}
     for sample, stem in stems.items():
-        bare = PurePosixPath(stem).name
-        names = found.get(stem) or (found.get(bare, []) if same_name[bare] == 1 else [])
+        last = PurePosixPath(stem).name
+        named[sample] = found.get(stem) or (bare.get(last, []) if same_name[last] == 1 else [])
+    marked = any(_is_marked(name) for names in named.values() for name in names)
+    for sample, names in named.items():
         # The image itself may lie beside its labels, and beside those of others.
         names = [name for name in names if _is_marked(name)] if marked else names
         # Of a.tif and a.ome.tif each has its own, if both are there.

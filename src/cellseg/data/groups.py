@@ -19,11 +19,15 @@ def dsb2018() -> dict[str, dict[str, str]]:
     return {row["image_id"]: row for row in csv.DictReader(table.splitlines())}
 
 
+def known(sample: str) -> dict[str, str]:
+    """The row of an image of the Data Science Bowl, in whatever folder it lies; empty of others."""
+    return dsb2018().get(sample.rpartition("/")[2], {})
+
+
 def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
     """Sample id to its group; see `splits.Recipe`."""
     if groups is None:
-        listed = dsb2018()
-        return {sample: listed[sample]["field"] if sample in listed else sample for sample in ids}
+        return {sample: known(sample).get("field", sample) for sample in ids}
     if groups.lower().endswith(".csv"):
         table = read_column(Path(groups), "group", "--data.groups")
         return {sample: table.get(sample, sample) for sample in ids}
@@ -42,11 +46,8 @@ def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
 
 def origins(ids: Sequence[str], groups: str | None) -> dict[str, tuple[str, str]]:
     """Sample id to its group (see `splits.Recipe`) and its modality, empty where unknown."""
-    listed, group = dsb2018(), group_of(ids, groups)
-    return {
-        sample: (group[sample], listed[sample]["modality"] if sample in listed else "")
-        for sample in ids
-    }
+    group = group_of(ids, groups)
+    return {sample: (group[sample], known(sample).get("modality", "")) for sample in ids}
 
 
 def read_column(path: Path, column: str, flag: str) -> dict[str, str]:

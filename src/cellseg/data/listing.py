@@ -201,7 +201,9 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
             "nor a text file with a path a line"
         ) from error
     named = [line.strip().strip("\"'") for line in lines]  # Windows copies paths in quotes
-    paths = [os.path.abspath(source.parent / name) for name in named if name and name[0] != "#"]
+    # A line that begins with # is a comment, unless there is such a file.
+    told = [name for name in named if name and (name[0] != "#" or (source.parent / name).exists())]
+    paths = [os.path.abspath(source.parent / name) for name in told]
     if not paths:
         raise InputError(f"--data.predict_dir {source}: the file names no image")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellseg.data.groups import dsb2018, group_of, read_column
+from cellseg.data.groups import dsb2018, group_of, known, read_column
 from cellseg.errors import InputError, few
 
 SIDES = ("train", "val", "test")
@@ -90,13 +90,14 @@ def make_split(ids: Sequence[str], recipe: Recipe) -> Split:
             f"{len(ids)} annotated image is too few to split into training and validation; "
             "annotate a second one"
         )
-    if not recipe.asked:
-        listed = dsb2018()
-        if any(sample in listed for sample in ids):
-            named = {sample: row["split"] for sample, row in listed.items()}
-            return _from_table(ids, named, "the project's split of DSB2018, by field of view")
+    named = {sample: known(sample)["split"] for sample in ids if known(sample)}
+    if named and not recipe.asked:
+        return _from_table(ids, named, "the project's split of DSB2018, by field of view")
     if split == "stardist":
-        return _from_table(ids, _stardist(recipe.seed), "StarDist's split of DSB2018")
+        listed = _stardist(recipe.seed)
+        bare = {sample: sample.rpartition("/")[2] for sample in ids}
+        named = {sample: listed[name] for sample, name in bare.items() if name in listed}
+        return _from_table(ids, named, "StarDist's split of DSB2018")
     if split in ("auto", "random"):
         group = group_of(ids, groups)
         alone = [sample for sample in ids if group[sample] == sample]
@@ -160,9 +161,9 @@ def extended(split: Split, seed: int) -> Split:
 
     Those of a known field of view join it: in training, where some of it was trained on.
     """
-    known = [(sample, side) for side in reversed(SIDES) for sample in split.sides[side]]
-    group = group_of([*split.left_out, *(sample for sample, _ in known)], None)
-    side_of = {group[sample]: side for sample, side in known}  # training comes last, and wins
+    placed = [(sample, side) for side in reversed(SIDES) for sample in split.sides[side]]
+    group = group_of([*split.left_out, *(sample for sample, _ in placed)], None)
+    side_of = {group[sample]: side for sample, side in placed}  # training comes last, and wins
     new = [sample for sample in split.left_out if group[sample] not in side_of]
     if len({group[sample] for sample in new}) < 2:  # too few to divide
         more = everything(new, "train", "more to train on")
@@ -194,8 +195,8 @@ def trained_split(
         `validate` or `test` scores, and None for `fit`.
     """
     # Whatever else it was, an image that was trained on is one of training: so that comes last.
-    known = {digest: side for side in reversed(SIDES) for digest in trained.get(side, {})}
-    side_of = {sample: known.get(digest) for sample, digest in digests.items()}
+    side_by = {digest: side for side in reversed(SIDES) for digest in trained.get(side, {})}
+    side_of = {sample: side_by.get(digest) for sample, digest in digests.items()}
     if any(side_of.values()):
         sides = {side: [s for s, at in side_of.items() if at == side] for side in SIDES}
         left_out = [sample for sample, at in side_of.items() if at is None]

@@ -71,9 +71,11 @@ class Journal:
         self._name = f"journal-{writer}.jsonl"
         self.entries: dict[str, Entry] = {}
         self.failures: dict[str, dict[str, Any]] = {}
+        self._failed_with: dict[str, str | None] = {}  # file to the hash of the settings
         self.tables: dict[str, set[str]] = {}
         # Of the lines with digests, for files that are under way or have failed.
         self._digests_at: dict[str, Place] = {}
+        self._last_of: dict[str, str] = {}  # stem to the file that was done last of those of it
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
@@ -143,8 +145,9 @@ class Journal:
 
     def tells_of(self, file: str, settings: str) -> bool:
         """Whether a file is done with these settings, or could not be done."""
-        entry = self.entries.get(file)
-        return file in self.failures or (entry is not None and entry.settings == settings)
+        if file in self.failures:
+            return self._failed_with[file] == settings
+        return file in self.entries and self.entries[file].settings == settings
 
     def keep(self, text: str) -> Place:
         """Store a text that only the tables of the run need; the file's entry takes the place."""
@@ -153,18 +156,20 @@ class Journal:
             self._kept = (place[0], place[1] + place[2])
             return place
 
-    def announce(self, file: str, digests: Mapping[str, str]) -> dict[str, list[str]]:
+    def announce(self, file: str, stem: str, digests: Mapping[str, str]) -> dict[str, list[str]]:
         """Tell what the results of a file will hold, before they take their places.
 
         Args:
             file: Its name.
+            stem: What its results are called.
             digests: Of the results, by their names.
 
         Returns:
-            Digests of all that was written under any name for this file before.
+            Digests of all that was written under any name for this file before, and for one that
+            it takes the place of, as `a.tif` does of `a.png`.
         """
         with self._lock:
-            known = self._digests(file)
+            known = self._digests(file) | self._digests(self._last_of.get(stem, file))
             told = {name: sorted({*known.get(name, ()), digests[name]}) for name in digests}
             self._tell({"announced": file, "digests": known | told})
             return known
@@ -202,13 +207,13 @@ class Journal:
         with self._lock:
             self._replace(file, {"file": file, **entry, "kept": self._kept}, entry["outputs"])
 
-    def add_failure(self, file: str, row: Mapping[str, Any]) -> None:
+    def add_failure(self, file: str, row: Mapping[str, Any], settings: str) -> None:
         """Tell that a file could not be done; it is tried again by the next run.
 
         What an earlier run wrote of it is deleted, unless someone has changed it.
         """
         with self._lock:
-            self._replace(file, {"failed": file, "row": dict(row)}, ())
+            self._replace(file, {"failed": file, "row": dict(row), "settings": settings}, ())
 
     def _replace(self, file: str, content: Mapping[str, Any], outputs: Collection[str]) -> None:
         while self._headings:
@@ -272,11 +277,13 @@ class Journal:
         self._digests_at.pop(file, None)
         if "failed" in content:
             self.failures[file] = content["row"]
+            self._failed_with[file] = content.get("settings")
             if content["digests_at"]:
                 self._digests_at[file] = content["digests_at"]
         else:
             facts = {**content, "place": place}
             self.entries[file] = Entry(*(facts[name] for name in Entry.__slots__))
+            self._last_of[content["stem"]] = file
 
 
 def _subject(content: Mapping[str, Any]) -> str:

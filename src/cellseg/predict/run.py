@@ -139,7 +139,9 @@ class Run:
                 f"{left:,}", f"{len(mine):,}",
             )  # fmt: skip
         failures = [
-            str(self.journal.failures[f]["message"]) for f in own if f in self.journal.failures
+            str(self.journal.failures[f]["message"])
+            for f in own
+            if f in self.journal.failures and self.journal.tells_of(f, self.key)
         ]
         if failures:
             log.warning("Failed: %s", few(failures, 3))

@@ -63,12 +63,16 @@ def write_tables(
 
     def put(name: str, write: Callable[[Path], T]) -> T:
         path = journal.dir / name
-        with draft(path, second_name=True) as unfinished:
+
+        def clear(place: Path) -> None:
+            with suppress(PermissionError, InputError):  # it is open in another program
+                make_way(place, journal.tables[name])
+
+        with draft(path, clear) as unfinished:
             result = write(unfinished)
             digest = journal.add_table(name, unfinished)
             journal.reload()
-            with suppress(PermissionError, InputError):  # it is open in another program
-                make_way(path, journal.tables[name])
+            clear(path)
         second = second_of(path)
         both = second.is_file() and path.is_file()
         if both and digest_of(path) == digest:  # an earlier run could not write the first

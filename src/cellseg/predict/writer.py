@@ -165,7 +165,7 @@ class PredictionWriter(pl.Callback):
 
     def _fail(self, file: str, reason: str) -> None:
         facts = {"status": "error", "seconds": "0.000", "message": reason}
-        self.run.journal.add_failure(file, {"file": readable(file), **facts})
+        self.run.journal.add_failure(file, {"file": readable(file), **facts}, self.run.key)
 
     def _write(self, batch: Mapping[str, Any], find: Callable[[], Any], decoding: Any) -> None:
         dir, journal = self.run.dir, self.run.journal
@@ -192,7 +192,7 @@ class PredictionWriter(pl.Callback):
                 kept, drafts.written = self._lanes.aside(
                     write_results, about, result, drafts, self.formats, self.expand
                 )
-            drafts.move(journal.announce(file, drafts.digests))
+            drafts.move(journal.announce(file, about.stem, drafts.digests))
         for name in {"objects", "rle"} & kept.keys():
             kept[name] = [self._keep(part) for part in kept[name]]
         if "thumbnail" in kept:
