@@ -308,11 +308,16 @@ def of_ome(*names: str) -> bytes:
     return tiff(CHANNELS[: len(names)], metadata=metadata, **OME)
 
 
-def of_tables(*colours: int) -> bytes:
+def of_bioformats(**attributes: list[str | int]) -> bytes:
+    metadata = {"axes": "CYX", "Channel": attributes}
+    return tiff(CHANNELS[: len(next(iter(attributes.values())))], metadata=metadata, **OME)
+
+
+def of_tables(*colours: int, **more: list[str]) -> bytes:
     tables = np.zeros((len(colours), 3, 256), np.uint8)
     for table, colour in zip(tables, colours, strict=True):
         table[colour] = np.arange(256)
-    metadata = {"axes": "CYX", "LUTs": list(tables)}
+    metadata = {"axes": "CYX", "LUTs": list(tables), **more}
     # Like ImageJ, which stores the first table as a palette too.
     palette = tables[0].astype(np.uint16) * 257
     return tiff(CHANNELS[: len(colours)], imagej=True, colormap=palette, metadata=metadata)
@@ -324,7 +329,20 @@ def of_tables(*colours: int) -> bytes:
         pytest.param(of_imagej(), ("0", "1", "2"), 0, id="ImageJ, no names"),
         pytest.param(of_imagej("GFP", "c:2 - Hoechst 33342"), None, 1, id="ImageJ, Hoechst"),
         pytest.param(of_tables(1, 2, 0), ("green", "blue", "red"), 1, id="ImageJ, look-up tables"),
+        pytest.param(
+            of_tables(1, 2, Labels=["c:1/2 z:1/9 - a.lif", "c:2/2 z:1/9 - a.lif"]),
+            ("green", "blue"),
+            1,
+            id="Bio-Formats in Fiji",
+        ),
         pytest.param(of_ome("EGFP", "TRITC", "DAPI"), ("EGFP", "TRITC", "DAPI"), 2, id="OME, DAPI"),
+        pytest.param(of_bioformats(Fluor=["EGFP", "Hoechst"]), None, 1, id="OME, dyes"),
+        pytest.param(
+            of_bioformats(Color=[0x00FF00FF, 0x0000FFFF]), ("green", "blue"), 1, id="OME, colours"
+        ),
+        pytest.param(
+            of_bioformats(Color=[-16776961, 2**32 - 1]), ("red", "1"), 0, id="OME, red and white"
+        ),
         pytest.param(of_ome("cDNA probe", "w2H2B-mCherry"), None, 1, id="H2B"),
         pytest.param(of_ome("nucleolin", "488", "405"), None, 2, id="405"),
         pytest.param(of_ome("4050", "nucleoli", "Nuclei"), None, 2, id="nuclei"),
@@ -1183,6 +1201,16 @@ def test_fault_13_a_speck_of_colour_is_none(ground: float) -> None:
     pixels = np.full((400, 400, 3), ground, np.float32)
     pixels[101, 101] = (250, 240, 250)  # not among the pixels that are looked at
     assert colours_of(pixels) == (slice(None), "")
+
+
+@pytest.mark.parametrize(("blue", "taken"), [(120, 2), (60, 1)])
+def test_cells_that_fill_the_field_are_no_tissue(blue: int, taken: int) -> None:
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[:80, :, 1] = 235  # cells, as of GFP
+    pixels[20:40, 20:40, 2] = blue  # a nucleus in one
+    colour = recordings.COLOURS[taken]
+    note = f"several colours on black, took {colour}; --data.channel picks another"
+    assert colours_of(pixels) == (slice(taken, taken + 1), note)
 
 
 def test_few_nuclei_on_black_show_their_colour() -> None:

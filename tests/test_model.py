@@ -175,7 +175,12 @@ def test_a_fit_starts_from_weights_and_does_not_ask_for_them_again(
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.0])
 def test_what_was_learnt_counts_as_far_as_validation_likes_it(
-    share: float, trained: Path, nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    share: float,
+    trained: Path,
+    nuclei: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     start = find_checkpoint(trained, "best")
     scores = iter([0.5 if each == share else 0.4 for each in (1.0, *tuning.SHARES)])
@@ -183,6 +188,7 @@ def test_what_was_learnt_counts_as_far_as_validation_likes_it(
     run = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL[6:])
     flags = ("--model.weights", start, "--model.lr", 0.01, "--model.warmup_steps", 0)
     assert cellseg("fit", *flags, *run, "--trainer.max_epochs", 1) == 0
+    assert f"0% 0.{5 if share == 0 else 4}00; {share:.0%} is kept" in "".join(capfd.readouterr())
     before, after, learnt = (
         torch.load(path, weights_only=True)["state_dict"]
         for path in (start, find_checkpoint(tmp_path, "best"), find_checkpoint(tmp_path))

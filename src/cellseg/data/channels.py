@@ -20,6 +20,9 @@ HIGH = 99.8
 # Part of the brightest below which the median is dark. In the Data Science Bowl's 107 stained
 # images the median is at least .88 of the brightest.
 DARK = 0.5
+# Part of the brightest below which the median of a colour is darkness. In the same stained images
+# the least is .30 of it.
+LEAST_LIGHT = 0.1
 # Part of the brightest from which a difference between colours is a tint, and from which a colour
 # is there: JPEG at quality 75 adds less to the dark beside one.
 TINTED, SHOWN = 0.1, 0.2
@@ -109,17 +112,23 @@ def colours_of(seen: Array) -> tuple[slice, str]:
     high = np.percentile(values[~white], HIGH, axis=0)
     brightest = values.max(axis=1)
     tint = np.percentile(brightest - values.min(axis=1), HIGH)
-    if np.median(brightest) >= DARK * high.max() or tint < TINTED * high.max():
+    # Light through tissue has all colours; cells that fill a field of fluorescence lack one.
+    lit = np.median(brightest) >= DARK * high.max()
+    lit &= np.median(values, axis=0).min() >= LEAST_LIGHT * high.max()
+    if lit or tint < TINTED * high.max():
         return slice(None), ""
     # White text shows no colour, nor does what JPEG adds to a neighbouring one.
     grey = brightest - values.min(axis=1) < FAINT * brightest
     faint = values < FAINT * brightest[:, None]
-    high = np.percentile(np.where(grey[:, None] | faint, 0, values), HIGH, axis=0)
+    values[grey] = 0
+    there = np.percentile(values, HIGH, axis=0)  # also where another one outshines it
+    high = np.percentile(np.where(faint, 0, values), HIGH, axis=0)
     shown = high > SHOWN * high.max()
     # Where all is pale, blue shows it as well as another.
     number = 2 if shown[2] or not shown.any() else int(high.argmax())
     guess = f"several colours on black, took {COLOURS[number]}; --data.channel picks another"
-    return slice(number, number + 1), guess if shown.sum() > 1 else ""
+    several = (there > SHOWN * there.max()).sum() > 1
+    return slice(number, number + 1), guess if several else ""
 
 
 def three(pixels: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,6 +38,8 @@ PLAIN = (0, 1, 2, 3)
 LARGEST_CHUNK = 64 * 2**20
 # By how much 16-bit colours of a ramp may fall from one to the next: Fire does, by less than this.
 RAMP_STEP = 257
+# Where a plane is, in the labels that Bio-Formats gives those it opens: "c:1/2 z:3/9 - a.lif".
+PLACE = re.compile(r"\b[czt]:\d+/\d+")
 
 
 def read_tiff(file: File, name: str, path: Path | None) -> Recording | None:
@@ -229,7 +232,7 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
         with suppress(ElementTree.ParseError):
             image = ElementTree.fromstring(tiff.ome_metadata).find(".//{*}Pixels")
             if image is not None:
-                names = [channel.get("Name") for channel in image.iterfind("{*}Channel")]
+                names = [_ome_name(channel) for channel in image.iterfind("{*}Channel")]
                 x, y, z_step = (
                     in_micrometres(
                         image.get(f"PhysicalSize{axis}"),
@@ -244,6 +247,8 @@ def _metadata(tiff: Any, page: Any) -> tuple[Sequence[str | None], float | None,
         count = metadata.get("channels", 0)
         # Labels are per plane, the channel running fastest.
         names = list(metadata.get("Labels") or ())[:count]
+        if count > 1 and len({PLACE.sub("", label) for label in names}) == 1:
+            names = []  # they say no more than which file it was
         if count > 1 and not names:  # of a single channel the table is no list
             names = [_lut_colour(lut) for lut in metadata.get("LUTs", ())]
         unit = str(metadata.get("unit"))
@@ -258,7 +263,17 @@ def _side(page: Any, unit: str) -> float | None:
     return side_of_square(*(in_micrometres(1 / n, unit) if n else None for n in page.resolution))
 
 
+def _ome_name(channel: ElementTree.Element) -> str | None:
+    """What a channel of OME-XML is called: by its name, else its dye, else its colour (RGBA)."""
+    colour = channel.get("Color", "")
+    rgba = (int(colour) % 2**32).to_bytes(4, "big") if re.fullmatch(r"-?\d+", colour) else b""
+    return channel.get("Name") or channel.get("Fluor") or _pure(np.frombuffer(rgba[:3], np.uint8))
+
+
 def _lut_colour(lut: Array) -> str | None:
     """The colour that a look-up table (3, 256) runs to, where it is a pure one."""
-    brightest = lut[:, -1]
-    return COLOURS[brightest.argmax()] if np.count_nonzero(brightest) == 1 else None
+    return _pure(lut[:, -1])
+
+
+def _pure(colour: Array) -> str | None:
+    return COLOURS[colour.argmax()] if np.count_nonzero(colour) == 1 else None

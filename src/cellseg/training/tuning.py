@@ -136,8 +136,10 @@ class Tuning(pl.Callback):
                 chosen = weights, predictions
             scored[share] = score
         log.info(
-            "Mean AP by the share of what was learnt, the rest being what it started from: %s",
+            "Mean AP by the share of what was learnt, the rest being what it started from: %s; "
+            "%.0f%% is kept",
             ", ".join(f"{share:.0%} {score:.3f}" for share, score in scored.items()),
+            100 * max(scored, key=lambda share: scored[share]),
         )
         return chosen
 
