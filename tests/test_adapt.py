@@ -14,7 +14,7 @@ from skimage.draw import disk
 
 import cellseg
 from cellseg import segmenter as segmenters
-from cellseg.adapt import factor_for, is_bright, median_diameter, rescale, to_grid
+from cellseg.adapt import is_bright, median_diameter, rescale, scale_for, to_grid
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding, decode
 from cellseg.metrics import compare, scores
@@ -22,7 +22,7 @@ from cellseg.segmenter import Segmentation, Segmenter, View
 
 
 @pytest.mark.parametrize(
-    ("diameter", "factor"),
+    ("diameter", "scale"),
     [
         (3, 3),
         (8, 3),
@@ -36,9 +36,9 @@ from cellseg.segmenter import Segmentation, Segmenter, View
         (500, 1 / 3),
     ],
 )
-def test_the_factor_leads_to_nuclei_that_the_model_knows(diameter: float, factor: float) -> None:
-    assert factor_for(diameter, trained=20) == factor
-    assert factor_for(3 * diameter, trained=60) == factor
+def test_the_factor_leads_to_nuclei_that_the_model_knows(diameter: float, scale: float) -> None:
+    assert scale_for(diameter, trained=20) == scale
+    assert scale_for(3 * diameter, trained=60) == scale
 
 
 def test_the_median_diameter_is_that_of_equal_discs_and_none_for_too_few() -> None:
@@ -52,10 +52,10 @@ def test_the_median_diameter_is_that_of_equal_discs_and_none_for_too_few() -> No
     assert median_diameter(two) == pytest.approx(40, rel=0.02)
 
 
-@pytest.mark.parametrize("factor", [2, 3])
-def test_labels_enlarged_come_back_to_their_grid(factor: int) -> None:
+@pytest.mark.parametrize("scale", [2, 3])
+def test_labels_enlarged_come_back_to_their_grid(scale: int) -> None:
     labels = generate(5, size=50)[1].astype(np.uint16)
-    large = labels.repeat(factor, 0).repeat(factor, 1)
+    large = labels.repeat(scale, 0).repeat(scale, 1)
     np.testing.assert_array_equal(to_grid(large, labels.shape), labels)
 
 
@@ -115,25 +115,25 @@ def test_nuclei_four_times_as_large_are_found_better_by_their_estimated_diameter
 
 
 def test_the_size_of_nuclei_is_told_by_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    factors: list[float] = []
+    scales: list[float] = []
     segment = Segmenter.segment
 
-    def counted(self: Segmenter, image: torch.Tensor, factor: float = 1.0) -> Segmentation:
-        factors.append(factor)
-        return segment(self, image, factor)
+    def counted(self: Segmenter, image: torch.Tensor, scale: float = 1.0) -> Segmentation:
+        scales.append(scale)
+        return segment(self, image, scale)
 
     monkeypatch.setattr(Segmenter, "segment", counted)
     model = cellseg.load("nuclei-1", "torch")
     image = generate(3, size=160)[0]
     model.predict(image)
-    assert factors == [1]
-    factors.clear()
+    assert scales == [1]
+    scales.clear()
     large = Image.fromarray(image).resize((640, 640), Image.Resampling.BICUBIC)
     model.predict(np.asarray(large))
-    assert factors in ([1, 1 / 2], [1, 1 / 3])
-    factors.clear()
+    assert scales in ([1, 1 / 2], [1, 1 / 3])
+    scales.clear()
     model.predict(np.asarray(large), "none")
-    assert factors == [1]
+    assert scales == [1]
 
 
 @pytest.mark.parametrize("radius", [35, 55, 70])
@@ -176,11 +176,11 @@ def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) 
     Args:
         diameter: In px of the image as it is.
         count: How many.
-        sure: Probabilities, by the factor of the image and whether it is dark.
+        sure: Probabilities, by the scale of the image and whether it is dark.
     """
 
     def network(image: torch.Tensor) -> torch.Tensor:
-        factor, dark = image.shape[-1] / SIDE, bool(image.mean() < 0.5)
+        scale, dark = image.shape[-1] / SIDE, bool(image.mean() < 0.5)
         step = diameter * 5 // 4
         probs = torch.zeros(1, 1, SIDE, SIDE)
         for number in range(count):
@@ -188,7 +188,7 @@ def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) 
             centre = (step * row + step // 2, step * column + step // 2)
             probs[0, 0][disk(centre, diameter / 2)] = 1
         known = {round(f, 1): value for (f, is_dark), value in sure.items() if is_dark is dark}
-        return F.interpolate(probs, image.shape[-2:]) * known[round(factor, 1)]
+        return F.interpolate(probs, image.shape[-2:]) * known[round(scale, 1)]
 
     return Segmenter(
         network=network,
@@ -202,7 +202,7 @@ def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) 
 
 
 @pytest.mark.parametrize(
-    ("diameter", "count", "as_it_is", "rescaled", "factor"),
+    ("diameter", "count", "as_it_is", "rescaled", "scale"),
     [
         (8, 10, 0.85, 0.90, 3),
         (8, 3, 0.85, 0.70, 3),  # less sure, but they are there
@@ -219,20 +219,20 @@ def segmenter(diameter: int, count: int, sure: dict[tuple[float, bool], float]) 
     ],
 )
 def test_auto_rescales_where_the_model_is_unsure_and_finds_them_then_too(
-    diameter: int, count: int, as_it_is: float, rescaled: float, factor: float
+    diameter: int, count: int, as_it_is: float, rescaled: float, scale: float
 ) -> None:
     other = 3 if diameter < 20 else 1 / 3
-    sure = {(factor, True): rescaled for factor in (1 / 2, 1 / 3, other)}
+    sure = {(scale, True): rescaled for scale in (1 / 2, 1 / 3, other)}
     model = segmenter(diameter, count, {(1, True): as_it_is} | sure)
     view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
-    assert view.factor == factor
+    assert view.scale == scale
     assert found.labels.shape == (SIDE, SIDE)
     assert found.labels.max() == count
     assert view.diameter == pytest.approx(diameter, rel=0.1) or count < 3
 
 
 @pytest.mark.parametrize(
-    ("kept", "specks", "factor"),
+    ("kept", "specks", "scale"),
     [
         (6, 0, 3),
         (6, 12, 1),
@@ -241,7 +241,7 @@ def test_auto_rescales_where_the_model_is_unsure_and_finds_them_then_too(
     ],
 )
 def test_auto_does_not_enlarge_what_shows_other_nuclei_then(
-    kept: int, specks: int, factor: float, monkeypatch: pytest.MonkeyPatch
+    kept: int, specks: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nuclei = np.zeros((SIDE, SIDE), np.uint16)
     for number in range(6):
@@ -254,30 +254,30 @@ def test_auto_does_not_enlarge_what_shows_other_nuclei_then(
     unsure = np.full((SIDE, SIDE), 0.85, np.float32)
     seen = {1.0: Segmentation(nuclei, unsure), 3.0: Segmentation(enlarged, unsure)}
     monkeypatch.setattr(segmenters, "SPARSE", 0)
-    monkeypatch.setattr(Segmenter, "segment", lambda self, image, factor: seen[factor])
+    monkeypatch.setattr(Segmenter, "segment", lambda self, image, scale: seen[scale])
     image = torch.full((1, 3, SIDE, SIDE), 0.1)
-    assert segmenter(8, 6, {}).find(image, False, "auto")[0].factor == factor
+    assert segmenter(8, 6, {}).find(image, False, "auto")[0].scale == scale
 
 
 @pytest.mark.parametrize(
-    ("diameter", "count", "factor"),
+    ("diameter", "count", "scale"),
     [(45, 4, 1 / 2), (70, 4, 1 / 3), (70, 2, 1), (20, 20, 1), (11, 20, 1)],  # the last: small
 )
 def test_nuclei_too_large_to_be_seen_are_looked_for_in_smaller_images(
-    diameter: int, count: int, factor: float
+    diameter: int, count: int, scale: float
 ) -> None:
     sure = {1: 0, 1 / 2: 0.8, 1 / 3: 0.9}
     model = segmenter(diameter, count, {(seen, True): value for seen, value in sure.items()})
     view, found = model.find(torch.full((1, 3, SIDE, SIDE), 0.1), False, "auto")
-    assert view.factor == factor
-    assert found.labels.max() == (count if factor < 1 else 0)
-    assert found.probs.max() == pytest.approx(sure[factor])  # seen by that factor
-    assert view.diameter == (pytest.approx(diameter, rel=0.05) if factor < 1 else None)
+    assert view.scale == scale
+    assert found.labels.max() == (count if scale < 1 else 0)
+    assert found.probs.max() == pytest.approx(sure[scale])  # seen by that scale
+    assert view.diameter == (pytest.approx(diameter, rel=0.05) if scale < 1 else None)
 
 
-@pytest.mark.parametrize(("covered", "factor"), [(4, 1), (9, 1 / 3)])
+@pytest.mark.parametrize(("covered", "scale"), [(4, 1), (9, 1 / 3)])
 def test_where_little_is_found_larger_nuclei_are_looked_for(
-    covered: int, factor: float, monkeypatch: pytest.MonkeyPatch
+    covered: int, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces of a size that the model knows, and seen smaller `covered` times as many pixels.
     image = torch.full((1, 3, 1000, 1000), 0.1)
@@ -287,10 +287,10 @@ def test_where_little_is_found_larger_nuclei_are_looked_for(
         nuclei[disk((100 + 200 * number, 100), 10 * covered**0.5)] = number + 1
     unsure = np.full((1000, 1000), 0.85, np.float32)
     seen = {1.0: Segmentation(pieces, unsure), 1 / 3: Segmentation(nuclei, unsure)}
-    monkeypatch.setattr(Segmenter, "segment", lambda self, image, factor: seen[factor])
+    monkeypatch.setattr(Segmenter, "segment", lambda self, image, scale: seen[scale])
     view, found = segmenter(20, 4, {}).find(image, False, "auto")
-    assert view.factor == factor
-    assert found is seen[factor]
+    assert view.scale == scale
+    assert found is seen[scale]
 
 
 def test_an_image_is_enlarged_only_where_a_part_of_it_shows_the_same_nuclei(
@@ -302,26 +302,26 @@ def test_an_image_is_enlarged_only_where_a_part_of_it_shows_the_same_nuclei(
         labels[disk((1000 + number // 3 * 20, 20 + number % 3 * 20), 4)] = number + 1
     again = True
 
-    def segment(self: Segmenter, image: torch.Tensor, factor: float) -> Segmentation:
-        sizes.append((factor, tuple(image.shape[2:])))
+    def segment(self: Segmenter, image: torch.Tensor, scale: float) -> Segmentation:
+        sizes.append((scale, tuple(image.shape[2:])))
         shown = labels if image.shape[2] == 1100 else labels[512:1024, :512] * again
         return Segmentation(shown, np.full(shown.shape, 0.85, np.float32))
 
     monkeypatch.setattr(Segmenter, "segment", segment)
     monkeypatch.setattr(segmenters, "SPARSE", 0)
     image, model = torch.full((1, 3, 1100, 600), 0.1), segmenter(8, 6, {})
-    assert model.find(image, False, "auto")[0].factor == 3
+    assert model.find(image, False, "auto")[0].scale == 3
     assert sizes == [(1, (1100, 600)), (3, (512, 512)), (3, (1100, 600))]
     again = False
     sizes.clear()
-    assert model.find(image, False, "auto")[0].factor == 1
+    assert model.find(image, False, "auto")[0].scale == 1
     assert sizes == [(1, (1100, 600)), (3, (512, 512))]
     # What is made smaller is quick, and a part may hold too few of them.
     labels[:] = 0
     for number, centre in enumerate([(100, 100), (100, 560), (700, 100), (700, 560), (1060, 300)]):
         labels[disk(centre, 33)] = number + 1
     sizes.clear()
-    assert model.find(image, False, "auto")[0].factor == 1 / 3
+    assert model.find(image, False, "auto")[0].scale == 1 / 3
     assert sizes == [(1, (1100, 600)), (1 / 3, (1100, 600))]
 
 
@@ -356,15 +356,15 @@ def test_a_negative_is_seen_as_large_as_the_image_and_stays_the_negative() -> No
     assert model.find(bright, "auto", 60.0)[0] == View(1 / 3, 60.0, True)
     model = segmenter(8, 12, {(1, False): 0.8, (1, True): 0.9, (1 / 3, True): 0, (3, True): 0.9})
     view, _ = model.find(bright, "auto", "auto")
-    assert (view.factor, view.inverted) == (3, True)
+    assert (view.scale, view.inverted) == (3, True)
 
 
 def test_the_planes_of_a_stack_are_all_seen_as_the_middle_one() -> None:
     model = segmenter(60, 12, {(1 / 3, False): 0.8, (1 / 3, True): 0.9})
     stack = torch.full((3, 3, SIDE, SIDE), 0.1)
     stack[1] = 0.9
-    found = model({"image": stack, "invert": "auto", "diameter": 60.0})
-    assert (found["scale"], found["inverted"]) == (1 / 3, True)
+    found = model({"image": stack}, "auto", 60.0)
+    assert (found["view"].scale, found["view"].inverted) == (1 / 3, True)
     assert found["probs"].max(axis=(1, 2)) == pytest.approx([0.8, 0.9, 0.8])
 
 
@@ -376,5 +376,5 @@ def test_the_network_computes_in_the_precision_that_was_asked_for() -> None:
         return model.whole(image)
 
     asked = replace(model, whole=whole, precision=lambda: torch.autocast("cpu", torch.bfloat16))
-    asked({"image": torch.full((1, 3, SIDE, SIDE), 0.1), "invert": False, "diameter": "none"})
+    asked({"image": torch.full((1, 3, SIDE, SIDE), 0.1)}, False, "none")
     assert half == [True]

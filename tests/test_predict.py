@@ -571,8 +571,12 @@ def test_as_beside_a_gpu_the_results_are_those_of_a_cpu(
     assert cellseg(*run, "--output.dir", tmp_path / "gpu") == 1
     assert tree(tmp_path / "gpu") == tree(tmp_path / "cpu")
     for name in tree(tmp_path / "cpu"):
-        if name.endswith((".tif", ".png", ".csv")) and name != "summary.csv":
-            assert (tmp_path / "gpu" / name).read_bytes() == (tmp_path / "cpu" / name).read_bytes()
+        there, here = tmp_path / "gpu" / name, tmp_path / "cpu" / name
+        if name.endswith("_probs.tif"):  # some CPUs sum a batch in another order than an image
+            probs = tifffile.imread(there).astype(int), tifffile.imread(here).astype(int)
+            np.testing.assert_allclose(*probs, rtol=0, atol=1)
+        elif name.endswith((".tif", ".png", ".csv")) and name != "summary.csv":
+            assert there.read_bytes() == here.read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])

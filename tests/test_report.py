@@ -95,10 +95,10 @@ def test_a_report_compares_pairs_and_tells_of_kinds_whatever_the_order(tmp_path:
         Scored(str(number), str(number), "ab"[number % 2], scored(number, "", 1 + number % 3).sums)
         for number in range(8)
     ]
-    about = {"stage": "test", "preds": "mine, theirs"}
+    about, names = {"stage": "test"}, ["mine", "theirs"]
     for name, order in (("one", 1), ("other", -1)):
         (tmp_path / name).mkdir()
-        write_report(tmp_path / name, about, images[::order], images[::-order])
+        write_report(tmp_path / name, about, images[::order], images[::-order], names)
     for name in ("metrics.json", "metrics.csv", "metrics.md"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "other" / name).read_text()
     report: Any = read_report(tmp_path / "one")
@@ -139,9 +139,9 @@ def test_labels_of_any_origin_are_scored_without_a_model(root: Path, tmp_path: P
 
 
 def test_two_folders_are_compared_image_by_image(root: Path, tmp_path: Path) -> None:
-    one, two = (write_preds(root, tmp_path / str(shift), shift) for shift in (1, 3))
+    one, two = (write_preds(root, tmp_path / f"1, {shift}", shift) for shift in (1, 3))
     args = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "out")
-    assert cellseg("test", "--data.preds_dir", f"{one},{two}", *args) == 0
+    assert cellseg("test", "--data.preds_dir", f"['{one}', '{two}']", *args) == 0
     report = read_report(tmp_path / "out")
     difference = report["difference"]["test/map"]  # type: ignore[index]
     assert difference["value"] == pytest.approx(report["test/map"] - report["other"]["test/map"])  # type: ignore[index,operator]
@@ -150,6 +150,7 @@ def test_two_folders_are_compared_image_by_image(root: Path, tmp_path: Path) -> 
     assert 0 < low < difference["value"] < high
     table = (tmp_path / "out" / "metrics.md").read_text()
     assert f" | {difference['value']:+.3f} | " in table
+    assert f"\n| score | {one} | {two} | difference | 95 % interval |\n|---|--:|" in table
 
 
 def test_an_image_is_not_taken_for_its_prediction(root: Path, tmp_path: Path, fails: Fails) -> None:

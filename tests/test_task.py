@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index
 
 from cellseg.instances import Decoding, borders, decode, encode
+from cellseg.segmenter import View
 from cellseg.task import SegmentationTask, warmup_cosine
 
 pytestmark = [
@@ -153,14 +154,14 @@ def test_predict_step_labels_the_nuclei_of_the_network() -> None:
     logits = torch.stack([torch.where(labels > 0, 0.9, -0.4), torch.full(labels.shape, -3.0)])
     task.net = Fixed(logits[None])  # type: ignore[assignment]
     plane = item()["image"]
-    batch = {"error": "", "image": torch.stack([plane] * 3), "diameter": "none", "invert": False}
-    prediction = task.predict_step(batch)()
+    task.adaptation = False, "none"
+    prediction = task.predict_step({"error": "", "image": torch.stack([plane] * 3)})()
     assert prediction["labels"].shape == prediction["probs"].shape == (3, *labels.shape)
     for found, probs in zip(prediction["labels"], prediction["probs"], strict=True):
         np.testing.assert_array_equal(found > 0, labels > 0)
         np.testing.assert_allclose(probs, logits[0].sigmoid(), rtol=1e-6)
         assert found.max() == 2
-    assert (prediction["scale"], prediction["inverted"]) == (1, False)
+    assert prediction["view"] == View(1, None, False)
 
 
 def test_validation_scores_every_image_once_and_no_repeat() -> None:

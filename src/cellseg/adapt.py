@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cellseg.instances import equivalent_diameter
 
-# Images are rescaled by these factors only, so that neighbouring images are treated alike.
-FACTORS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
+# Images are seen at these scales only, so that neighbouring images are treated alike.
+SCALES = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 # Median diameters that a model finds as they are, as parts of the one that it was trained on; see
 # `docs/diameter.md`.
 KNOWN = (0.6, 1.5)
@@ -28,8 +28,8 @@ DIAMETER = 19.7
 FEWEST = 3
 
 
-def factor_for(diameter: float, trained: float) -> float:
-    """The factor that brings nuclei to a size the model knows.
+def scale_for(diameter: float, trained: float) -> float:
+    """The scale that brings nuclei to a size the model knows.
 
     Args:
         diameter: Their median diameter in px.
@@ -37,7 +37,7 @@ def factor_for(diameter: float, trained: float) -> float:
     """
     if KNOWN[0] <= diameter / trained <= KNOWN[1]:
         return 1.0
-    return min(FACTORS, key=lambda factor: abs(math.log(factor * diameter / trained)))
+    return min(SCALES, key=lambda scale: abs(math.log(scale * diameter / trained)))
 
 
 def median_diameter(images: Iterable[NDArray[Any]]) -> float | None:
@@ -47,12 +47,12 @@ def median_diameter(images: Iterable[NDArray[Any]]) -> float | None:
     return float(equivalent_diameter(np.median(areas))) if len(areas) >= FEWEST else None
 
 
-def rescale(image: Tensor, factor: float) -> Tensor:
-    """An image (N, C, H, W) enlarged by a factor; where it shrinks, pixels are averaged."""
-    if factor == 1:
+def rescale(image: Tensor, scale: float) -> Tensor:
+    """An image (N, C, H, W) enlarged by the scale; where it shrinks, pixels are averaged."""
+    if scale == 1:
         return image
-    size = [max(1, round(side * factor)) for side in image.shape[-2:]]
-    return F.interpolate(image, size, mode="bilinear", antialias=factor < 1, align_corners=False)
+    size = [max(1, round(side * scale)) for side in image.shape[-2:]]
+    return F.interpolate(image, size, mode="bilinear", antialias=scale < 1, align_corners=False)
 
 
 def resize_maps(maps: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:

@@ -10,7 +10,6 @@ import sys
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +41,7 @@ from cellseg.errors import InputError, OutputError
 from cellseg.failures import written_below
 from cellseg.instances import Decoding
 from cellseg.messages import quieten
+from cellseg.predict.run import Run
 from cellseg.predict.writer import PredictionWriter
 from cellseg.scoring.folds import score_folds
 from cellseg.scoring.report import Report, score_folders
@@ -336,11 +336,13 @@ class Application(LightningCLI):
             name = whole.stem if whole.is_file() else whole.name
             writer.dir = whole.parent / f"{name}_cellseg"
         self.datamodule.output_dir = writer.dir
-        self.datamodule.agree = writer.processes.agree
+        self.datamodule.left_to_do = writer.left_to_do
         assert self.choice is not None
         model = digest_of(self.choice.path)
         computed_by = self.runtime.choose(self.trainer, self.model)
-        run = writer.start(
+        writer.run = Run(
+            writer.dir,
+            writer.formats,
             {
                 **self.command,
                 "model": self.choice.name,
@@ -357,23 +359,22 @@ class Application(LightningCLI):
                 **({"ranges": self.model.ranges} if computed_by == "int8" else {}),
                 **_named("decode", asdict(self.model.decoding)),
                 **_named("data", asdict(self.datamodule.reading)),
+                "output.formats": sorted(writer.formats),
+                "output.expand": writer.expand,
             },
             self.datamodule.shard,
             self.trainer.global_rank,
         )
-        self.datamodule.not_done = partial(
-            run.not_done, overwrite=writer.overwrite, verify=writer.verify
-        )
 
     def after_predict(self) -> None:
-        writer, files = self._get(self.config_init, "output"), self.datamodule.files
+        writer = self._get(self.config_init, "output")
         stopped = writer.processes.leave()
         # Launchers end all processes when one of them fails, so only the first one reports.
         if not writer.processes.first:
             return
         if stopped and stopped not in EXIT_CODES:
             raise OutputError(stopped)
-        failed = writer.run.finish(files.names, files.own)
+        failed = writer.run.finish(self.datamodule.files)
         self.exit_code = EXIT_CODES[stopped] if stopped else 1 if failed else 0
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-# Warnings of Lightning's that are of no use to whom they reach.
+# Warnings of Lightning that say nothing a user could act on.
 QUIET = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # its own use of torch
     "Be aware that when using `ckpt_path`, callbacks",  # prediction needs no early stopping
@@ -32,7 +32,7 @@ LOG_LEVELS = {
 
 
 def quieten() -> None:
-    """Leave out what is of no use to whom it reaches."""
+    """Silence the messages in `QUIET`, and those below `LOG_LEVELS`."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message)
     for name, level in LOG_LEVELS.items():

@@ -77,22 +77,23 @@ class Model:
         if invert not in (True, False, "auto"):
             raise ValueError(f"invert={invert!r}: must be True, False or 'auto'")
         invert = invert if invert == "auto" else bool(invert)  # NumPy has a True of its own
-        batch = {"diameter": diameter, "invert": invert}
         image = as_number(np.atleast_3d(image))
         colour = image.shape[2] > 2
         recording = arrange("", image if colour else image[..., :1], "YXS", colour)
         if recording.pixels[..., 0].size > LARGE:
-            return self._stitched(recording, batch)
+            return self._stitched(recording, invert, diameter)
         (shown,), _ = to_rgb_planes(recording)
         tensor = to_input(shown, self.percentiles)[None].to(self.task.device)
-        found = self.task.predict_step({"image": tensor, **batch})()
+        found = self.task.segmenter()({"image": tensor}, invert, diameter)
         return np.asarray(found["labels"][0])
 
-    def _stitched(self, recording: Recording, batch: dict[str, Any]) -> NDArray[Any]:
+    def _stitched(
+        self, recording: Recording, invert: bool | str, diameter: float | str
+    ) -> NDArray[Any]:
         """The nuclei of an image that is too large for the network at once."""
         large = LargeImage(recording, "all", None, self.percentiles)
-        found = self.task.predict_step({"large": large, **batch})()
-        shape, scale = recording.pixels.shape[1:3], found["scale"]
+        found = self.task.segmenter()({"large": large}, invert, diameter)
+        shape, scale = recording.pixels.shape[1:3], found["view"].scale
         decoding = self.task.decoding.at(scale)
         strips = stitch(shape, found["maps"](0), decoding, margin_for(scale), lambda piece: None)
         labels = np.concatenate([strip.copy() for strip, _ in strips])

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cellseg.adapt import (
-    FACTORS,
-    factor_for,
+    SCALES,
     is_bright,
     median_diameter,
     rescale,
     resize_maps,
+    scale_for,
     to_grid,
 )
 from cellseg.instances import Decoding
@@ -58,12 +58,12 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class View:
-    """How the network sees an image: enlarged by `factor`, and `inverted` or not.
+    """How the network sees an image: enlarged by `scale`, and `inverted` or not.
 
     The median `diameter` of its nuclei in px is None where it is not known.
     """
 
-    factor: float
+    scale: float
     diameter: float | None
     inverted: bool
 
@@ -94,25 +94,26 @@ class Segmenter:
     decoding: Decoding
     decode: Callable[[NDArray[Any], Decoding], NDArray[Any]]
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The nuclei of one file; see `SegmentationTask.predict_step`."""
+    def __call__(
+        self, batch: dict[str, Any], invert: bool | str, diameter: float | str
+    ) -> dict[str, Any]:
+        """The nuclei of one file; see `SegmentationTask.predict_step` and `find`."""
         large = batch.get("large")
         with torch.inference_mode(), self.precision():
             # All planes of a stack, and all tiles of a slide, are treated alike.
             image = batch["image"] if large is None else large.image(*large.sample)[None]
             middle = len(image) // 2
             sample = image[middle, None]
-            view, found = self.find(sample, batch["invert"], batch["diameter"])
-            facts = {"scale": view.factor, "diameter": view.diameter, "inverted": view.inverted}
+            view, found = self.find(sample, invert, diameter)
             if large is not None:
-                return {"maps": partial(self._maps, large, view), **facts}
+                return {"view": view, "maps": partial(self._maps, large, view)}
             planes = [
-                found if place == middle else self.segment(view.apply(plane[None]), view.factor)
+                found if place == middle else self.segment(view.apply(plane[None]), view.scale)
                 for place, plane in enumerate(image)
             ]
         labels = np.stack([plane.labels for plane in planes])
         probs = np.stack([plane.probs for plane in planes])
-        return {"labels": labels, "probs": probs, **facts}
+        return {"view": view, "labels": labels, "probs": probs}
 
     def find(
         self, sample: Tensor, invert: bool | str, diameter: float | str
@@ -128,34 +129,37 @@ class Segmenter:
         if inverted:
             sample = 1 - sample
         known = None if isinstance(diameter, str) else diameter
-        factor = factor_for(known, self.diameter) if known else 1.0
-        found = self.segment(sample, factor)
+        scale = scale_for(known, self.diameter) if known else 1.0
+        found = self.segment(sample, scale)
         if invert == "auto" and is_bright(sample):
             # Inverted fluorescence is grey on bright as brightfield is; the model tells them apart.
-            negative = self.segment(1 - sample, factor)
+            negative = self.segment(1 - sample, scale)
             if negative.confidence > found.confidence:
                 inverted, sample, found = True, 1 - sample, negative
         if diameter == "auto":
-            factor, known, found = self._at_its_size(sample, found)
-        return View(factor, known, inverted), found
+            scale, known, found = self._at_its_size(sample, found)
+        return View(scale, known, inverted), found
 
     def _at_its_size(
         self, sample: Tensor, found: Segmentation
     ) -> tuple[float, float | None, Segmentation]:
-        """The factor for a plane whose nuclei as it is are `found`, their diameter, and they."""
+        """The scale at which to see a plane, the diameter that asks for it, and the nuclei then.
+
+        At a scale of 1 they are `found`.
+        """
         diameter, area = median_diameter([found.labels]), np.count_nonzero(found.labels)
         if diameter is None or area < SPARSE * found.labels.size:
             # Of the largest nuclei the model finds pieces at most, unless it sees them smaller.
-            smallest = min(FACTORS)
+            smallest = min(SCALES)
             smaller = self.segment(sample, smallest)
             larger = median_diameter([smaller.labels])
-            factor = factor_for(larger, self.diameter) if larger else 1.0
-            if factor < 1 and np.count_nonzero(smaller.labels) >= MORE * area:
-                seen = smaller if factor == smallest else self.segment(sample, factor)
-                return factor, larger, seen
+            scale = scale_for(larger, self.diameter) if larger else 1.0
+            if scale < 1 and np.count_nonzero(smaller.labels) >= MORE * area:
+                seen = smaller if scale == smallest else self.segment(sample, scale)
+                return scale, larger, seen
         if diameter is None:
             return 1.0, None, found
-        wanted = factor_for(diameter, self.diameter)
+        wanted = scale_for(diameter, self.diameter)
         worth_it = wanted < 1 or (wanted > 1 and diameter < SMALL * self.diameter)
         if worth_it and found.confidence < SURE:
             part = _densest(found.labels) if wanted > 1 else (slice(None), slice(None))
@@ -171,41 +175,41 @@ class Segmenter:
         def of_window(rows: slice, columns: slice) -> NDArray[np.float32]:
             image = view.apply(large.image(plane, rows, columns)[None])
             with torch.inference_mode(), self.precision():
-                return self._on_grid(image, view.factor)
+                return self._on_grid(image, view.scale)
 
-        return with_halo(of_window, large.shape[1:], view.factor, self.depth)
+        return with_halo(of_window, large.shape[1:], view.scale, self.depth)
 
-    def _on_grid(self, image: Tensor, factor: float) -> NDArray[np.float32]:
+    def _on_grid(self, image: Tensor, scale: float) -> NDArray[np.float32]:
         """Probabilities (out_channels, h, w) of a window (1, 3, h, w) that is seen enlarged."""
         # Tiles come one after the other: there is nothing to batch.
-        probs: NDArray[np.float32] = self.network(rescale(image, factor))[0].cpu().numpy()
-        return probs if factor == 1 else resize_maps(probs, image.shape[-2:])
+        probs: NDArray[np.float32] = self.network(rescale(image, scale))[0].cpu().numpy()
+        return probs if scale == 1 else resize_maps(probs, image.shape[-2:])
 
-    def segment(self, image: Tensor, factor: float) -> Segmentation:
+    def segment(self, image: Tensor, scale: float) -> Segmentation:
         """The nuclei of one plane.
 
         Args:
             image: (1, 3, H, W), normalised.
-            factor: By which the network sees it enlarged: by windows, if it is large then.
+            scale: By which the network sees it enlarged: by windows, if it is large then.
         """
         height, width = image.shape[-2:]
         shape = height, width
-        if factor > 1 and height * width * factor**2 > LARGE:
+        if scale > 1 and height * width * scale**2 > LARGE:
 
             def window(rows: slice, columns: slice) -> NDArray[np.float32]:
-                return self._on_grid(image[..., rows, columns], factor)
+                return self._on_grid(image[..., rows, columns], scale)
 
-            probs = with_halo(window, shape, factor, self.depth)(slice(0, height), slice(0, width))
+            probs = with_halo(window, shape, scale, self.depth)(slice(0, height), slice(0, width))
         else:
-            probs = self.whole(rescale(image, factor))[0].cpu().numpy()
-            if factor > 1:  # narrow gaps are seen that the full grid has not
+            probs = self.whole(rescale(image, scale))[0].cpu().numpy()
+            if scale > 1:  # narrow gaps are seen that the full grid has not
                 # Beside a nucleus, the border may have a pixel on the fine grid alone.
                 fine = self.decode(probs, replace(self.decoding, exclude_border=False))
                 labels = to_grid(fine, shape, self.decoding.exclude_border)
                 return Segmentation(labels, resize_maps(probs, shape)[0])
-            if factor < 1:  # the outlines follow the full grid
+            if scale < 1:  # the outlines follow the full grid
                 probs = resize_maps(probs, shape)
-        return Segmentation(self.decode(probs, self.decoding.at(factor)), probs[0])
+        return Segmentation(self.decode(probs, self.decoding.at(scale)), probs[0])
 
 
 def _densest(labels: NDArray[Any]) -> tuple[slice, slice]:

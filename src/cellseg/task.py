@@ -90,7 +90,7 @@ class SegmentationTask(pl.LightningModule):
         self.decoding = Decoding()
         self.diameter = DIAMETER  # of the nuclei it was trained on
         self.ranges: dict[str, list[float]] | None = None  # for int8, see `nn.int8`
-        # --data.invert and --data.diameter of images to score; set by `application`.
+        # --data.invert and --data.diameter; set by `application`.
         self.adaptation: tuple[bool | str, float | str] = ("auto", "auto")
         # Outside of training another runtime may compute the network, see `runtime`; and on a
         # GPU images are computed together, and decoded elsewhere, see `Batches` and `Lanes`.
@@ -142,15 +142,15 @@ class SegmentationTask(pl.LightningModule):
         """How to find the nuclei of one file (see `FileDataset`).
 
         Returns:
-            A function, since two files are worked on at a time, see `Lanes`. It gives `labels`
-            (P, H, W) and `probs` (P, H, W) of the foreground, or of a large image `maps`, a
-            function that gives those of a plane (see `tiles.stitch`); the `scale` by which the
-            image was enlarged for the network, the median `diameter` in px that asked for it (None
-            where it is not known), and whether the image was `inverted`.
+            A function, since two files are worked on at a time, see `Lanes`. It gives the `view`
+            that the network had of the file, and `labels` (P, H, W) and `probs` (P, H, W) of the
+            foreground, or of a large image `maps`, a function that gives those of a plane (see
+            `tiles.stitch`).
         """
-        return partial(self._segmenter(self.batches or self.probs), batch)
+        return partial(self.segmenter(), batch, *self.adaptation)
 
-    def _segmenter(self, whole: Callable[[Tensor], Tensor]) -> Segmenter:
+    def segmenter(self, whole: Callable[[Tensor], Tensor] | None = None) -> Segmenter:
+        """What finds nuclei with this network as it is now; see `Segmenter`."""
         device = self.device.type
         # In another thread, the network computes as precisely as it does in this one.
         precision = partial(
@@ -161,7 +161,7 @@ class SegmentationTask(pl.LightningModule):
         )
         return Segmenter(
             network=self.probs,
-            whole=whole,
+            whole=whole or self.batches or self.probs,
             precision=precision,
             depth=self.depth,
             diameter=self.diameter,
@@ -272,7 +272,7 @@ class SegmentationTask(pl.LightningModule):
             # The image as it is comes back as the same object, not to be computed again.
             return probs if other is image else self.probs(other)
 
-        return self._segmenter(network).find(image, *self.adaptation)[1].labels
+        return self.segmenter(network).find(image, *self.adaptation)[1].labels
 
     def _log_scores(self, stage: str) -> None:
         # Metrics sum over the processes themselves, also those that had no image.

@@ -15,8 +15,9 @@ class About:
     Attributes:
         file: Relative POSIX name.
         stem: What its results are called.
-        planes: Those to predict; as are `plane_axes` and `plane_shape`, see `Recording`.
-        stack: Axes and shape of the file, of which not all planes may be wanted.
+        planes: The planes to predict, and with `plane_axes` and `plane_shape` what they are: as
+            of `Recording`, but without those that are not wanted.
+        stack: `plane_axes` and `plane_shape` of the whole file.
         channels: Names of the C channels.
         colour: Whether they are red, green and blue of one picture.
         pixel_size: In um, or None.

@@ -21,7 +21,7 @@ def find_annotated(
     channel: str | None,
     flag: str,
 ) -> tuple[str, list[Annotated]]:
-    """The name of their source, and the annotated images; those that cannot be used are named.
+    """The name of the source, and its annotated images; warns of images and masks left out.
 
     Args:
         root: A folder or a zip.

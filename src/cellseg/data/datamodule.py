@@ -165,11 +165,10 @@ class NucleiDataModule(pl.LightningDataModule):
         self.include = include or []
         self.exclude = exclude or []
         self.shard = Shard.parse(shard) if shard is not None else None
-        # Set by `application`: what lies below is not input, which files are to be done, and what
-        # makes the processes agree on them.
+        # Set by `application`: what lies below is not input; and what leaves out, of the files that
+        # are found, those that are done, so that all processes agree.
         self.output_dir: Path | None = None
-        self.not_done: Callable[[Path, dict[str, str]], list[str]] = lambda base, files: [*files]
-        self.agree: Callable[[Callable[[], Files]], Files] = lambda find: find()
+        self.left_to_do: Callable[[Callable[[], Files]], Files] = lambda find: find()
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
         self.sides: dict[str, list[Annotated]] = {}
@@ -188,7 +187,7 @@ class NucleiDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "predict":
             # One process looks, since folders shared by several machines differ for seconds.
-            self.files = self.agree(self._find)
+            self.files = self.left_to_do(self._find)
         elif not self.sides:
             self._setup_sides(TrainerFn(stage).value)
 
@@ -213,7 +212,10 @@ class NucleiDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the place in the stream of crops; Lightning asks for crops before it is there."""
+        """Go on where the checkpoint stood in the stream of crops.
+
+        Lightning asks for the loader before it calls this: so the sampler looks when it starts.
+        """
         self._crops_before = state_dict["crops"]
         self._step_before = state_dict.get("step", 0)  # earlier checkpoints can still be scored
 
@@ -305,8 +307,7 @@ class NucleiDataModule(pl.LightningDataModule):
         own = [name for name in stems if self.shard is None or name in self.shard]
         part = f"; {len(own)} of them in shard {self.shard}" if self.shard else ""
         log.info(f"Data: {counted(len(stems), 'images')} below {base}{part}")
-        todo = self.not_done(base, {name: stems[name] for name in own})
-        return Files(base, [*stems], own, [(name, stems[name]) for name in todo])
+        return Files(base, [*stems], own, [(name, stems[name]) for name in own])
 
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self.annotated()
@@ -352,7 +353,7 @@ class NucleiDataModule(pl.LightningDataModule):
         return split
 
     def _is_all_to_be_scored(self, ids: Collection[str]) -> bool:
-        """Whether labels are scored, which no model of ours was trained for, on no known split."""
+        """Whether labels are scored, no split is asked for, and the images are of no known one."""
         tests = any(known(sample).get("split") == "test" for sample in ids)
         return bool(self.preds_dir) and not self.recipe.asked and not tests
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cellseg.data.digests import digest_of
 from cellseg.data.folders import ZipTree, find_samples, open_tree
 from cellseg.data.groups import dsb2018
 from cellseg.errors import DAMAGE, InputError
@@ -45,14 +46,12 @@ def fetch(folder: Path, url: str = URL) -> Path:
     Raises:
         InputError: It cannot be downloaded or stored, or is not what it should be.
     """
-    from pooch import file_hash
-
     path = folder / NAME
     note = folder / f"{NAME}.sha256"
     try:
         present = path.exists()
         if present and note.exists():
-            if note.read_bytes().split()[:1] != [file_hash(str(path)).encode()]:
+            if note.read_bytes().split()[:1] != [digest_of(path).encode()]:
                 raise InputError(f"{path}: damaged or changed, as {note.name} shows; {_ANEW}")
             return path
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ def fetch(folder: Path, url: str = URL) -> Path:
             if flaw := _flaw(archive):
                 raise InputError(f"{source}: {flaw}; {way_out}")
             draft = Path(drafts, note.name)
-            draft.write_text(f"{file_hash(str(archive))}  {NAME}\n", encoding="utf-8")
+            draft.write_text(f"{digest_of(archive)}  {NAME}\n", encoding="utf-8")
             # The note first: alone it does no harm, but an older one would condemn the archive.
             os.replace(draft, note)
             if not present:

@@ -1,4 +1,4 @@
-"""The image files to predict."""
+"""The image files to predict, as a dataset."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Files:
 
 
 class Held:
-    """A value as it is; loaders and Lightning would convert what is in it."""
+    """Hides a value from the loader and from Lightning, which would convert what is in it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -90,8 +90,8 @@ class FileDataset(Dataset[dict[str, Any]]):
 
     Items: `file` (relative name), `repeat` (see `samplers.Share`), `error` (empty where all is
     well), and without an error `image` (P, 3, H, W) float32 and `pixels` (P, H, W, C) as recorded,
-    `Held`, or a `LargeImage` as `large`; an `About`, `Held`, as `about`; `invert` and `diameter`
-    (see `Reading`), and `size`, `mtime` and `sha256`.
+    `Held`, or a `LargeImage` as `large`; an `About`, `Held`, as `about`; `size`, `mtime` and
+    `sha256`.
 
     Args:
         base: What the names are relative to.
@@ -149,8 +149,6 @@ class FileDataset(Dataset[dict[str, Any]]):
         ).noted(note_on_maximum(how.plane, recording.plane_axes))
         return content | {
             "about": Held(about),
-            "invert": how.invert,
-            "diameter": how.diameter,
             "size": size,
             "mtime": mtime,
             "sha256": digest_of(path),

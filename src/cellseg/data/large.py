@@ -34,7 +34,7 @@ class LargeImage:
 
     Args:
         recording: Its pixels are an array or `Windows`.
-        plane: See `images.select_planes`.
+        plane: See `images.planes_of`.
         channel: See `channels.channels_of`.
         percentiles: See `intensity.intensity_limits`.
 

@@ -31,7 +31,8 @@ class Entry:
         sha256: Of the input.
         settings: Hash of what the results depend on besides.
         outputs: Written files, relative to the results folder, to their sizes in bytes.
-        kept: File and length that it must have for all that was kept of this one to be there.
+        kept: A file of `Journal.keep`, and its length when this one was done: where it is shorter
+            now, what was kept of this one is lost.
         place: Of the whole entry.
     """
 
@@ -61,7 +62,8 @@ class Journal:
     Attributes:
         entries: By the name of the file.
         failures: File to its row of the summary, where it could not be done.
-        tables: Name to digests of what there is one of in a run, as it was written each time.
+        tables: Files of the whole run, such as summary.csv: name to the digests of all versions
+            that were ever written.
         store: The files on disk.
     """
 
@@ -185,7 +187,7 @@ class Journal:
         return self._digests_at.get(file)
 
     def add_table(self, name: str, draft: Path) -> str:
-        """Tell of a file of the whole run before it is in place, where another shard finds it.
+        """Note the digest of a file of the whole run, before it is in place and seen by others.
 
         Returns:
             Its digest.

@@ -139,7 +139,7 @@ def write_geojson(
     _write_json(path, {"type": "FeatureCollection", "features": features})
 
 
-def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[dict[str, str]]:
+def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[tuple[str, str]]:
     """The nuclei in the run-length encoding of the 2018 Data Science Bowl.
 
     Pixels are counted from 1, down each column and then to the right; a row is a nucleus, in
@@ -151,7 +151,7 @@ def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[d
         planes: Their indices in the file, from 0; by default all.
 
     Returns:
-        Rows with `RLE_COLUMNS`; one without runs for an image without nuclei.
+        Rows of `RLE_COLUMNS`; one without runs for an image without nuclei.
     """
     rows = []
     for plane, image in _planes(labels, planes):
@@ -161,7 +161,7 @@ def rle_rows(image_id: str, labels: Array, planes: Sequence[int] = ()) -> list[d
             for starts, lengths in runs
         ]
         identity = f"{image_id}#{plane}" if plane else image_id
-        rows += [dict(zip(RLE_COLUMNS, (identity, text), strict=True)) for text in texts or [""]]
+        rows += [(identity, text) for text in texts or [""]]
     return rows
 
 

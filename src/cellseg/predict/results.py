@@ -152,8 +152,7 @@ def write_outlines(
     name = Path(about.stem).name
     # As the competition lays its images out, whose ids have no folders.
     image_id = name if about.stem == f"{name}/images/{name}" else about.stem
-    rows = outlines.rle_rows(image_id, labels, about.planes)
-    return {"rle": [as_csv(row.values() for row in rows)]}
+    return {"rle": [as_csv(outlines.rle_rows(image_id, labels, about.planes))]}
 
 
 def summary_row(

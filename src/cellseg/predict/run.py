@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from cellseg.cores import cores
+from cellseg.data.files import Files
 from cellseg.data.shards import Shard
 from cellseg.errors import counted, few
 from cellseg.predict.drafts import is_whole, sweep
@@ -52,18 +54,15 @@ class Run:
         self.key = self.journal.start(settings)
         self._began, self._started = time.time(), time.monotonic()
 
-    def not_done(
-        self, base: Path, files: Mapping[str, str], overwrite: bool, verify: bool
-    ) -> list[str]:
+    def left_to_do(self, found: Files, overwrite: bool, verify: bool) -> Files:
         """The files that are still to be done, with a word on the others.
 
         Args:
-            base: Folder that their names are relative to.
-            files: The stems of their results, by name.
+            found: To do are all of this run.
             overwrite: Do all of them.
             verify: Also do those whose results cannot be read to their end.
         """
-        journal = self.journal
+        journal, base, files = self.journal, found.base, dict(found.todo)
         others = {entry.stem: n for n, entry in journal.entries.items() if n not in files}
         elsewhere = journal.other_bases(base)
         if elsewhere:
@@ -84,8 +83,9 @@ class Run:
         todo = [file for file in files if file not in done]
         if replaced := [others[files[file]] for file in todo if files[file] in others]:
             log.warning("The results of other images are replaced: %s", few(replaced))
+        left = replace(found, todo=[(file, files[file]) for file in todo])
         if overwrite:
-            return todo
+            return left
         if len(todo) < len(files):
             log.info("%d of %d images are done already", len(files) - len(todo), len(files))
         again = [file for file in todo if file in journal.entries]
@@ -95,18 +95,14 @@ class Run:
                 "Done again: %s, because %s changed",
                 counted(len(again), "images"), ", ".join(changed) or "they or their results",
             )  # fmt: skip
-        return todo
+        return left
 
-    def finish(self, files: Sequence[str], own: Sequence[str]) -> int:
+    def finish(self, found: Files) -> int:
         """Write the tables, the report and `run.json`, unless other shards are still to end.
 
-        Args:
-            files: All files, sorted; those that were not reached are left out.
-            own: Those of this run: all, or the shard's.
-
-        Returns:
-            How many of its own could not be done.
+        Files that were not reached are left out. Gives how many of its own could not be done.
         """
+        files, own = found.names, found.own
         self.journal.reload()
         told = [file for file in files if self.journal.tells_of(file, self.key)]
         waiting = self.shard is not None and len(told) < len(files)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.atomic import as_json, draft, second_of
+from cellseg.atomic import as_csv, as_json, draft, second_of
 from cellseg.data.digests import digest_of
 from cellseg.errors import InputError
 from cellseg.predict.drafts import make_way
@@ -46,11 +46,11 @@ SHOWN = 1000
 def write_tables(
     journal: Journal, files: Collection[str], formats: Collection[str], run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write what there is one of in a run: the summary, the tables and the report.
+    """Write the files of the whole run: the summary, the tables, the report and `run.json`.
 
     Args:
         journal: What is done.
-        files: The run's files, sorted; those that were not reached are left out.
+        files: The run's files, sorted, of each of which the journal tells.
         formats: Which tables, see `results.FORMATS`.
         run: What `run.json` says.
 
@@ -81,14 +81,15 @@ def write_tables(
         return result
 
     with closing(journal.store):
-        put("summary.csv", lambda path: _write_csv(path, _summary(journal, files, found), SUMMARY))
-        totals = {"images": found.images, "errors": found.errors}
+        summary = _summary(journal, files, found)
+        put("summary.csv", lambda path: _write_rows(path, SUMMARY, summary))
+        totals = {"images": len(files), "errors": found.errors}
         totals |= {"planes": found.planes} if found.stacks else {"nuclei": found.nuclei}
         totals |= {"rescaled": found.rescaled} if found.rescaled else {}
         columns = _columns(journal, found.objects)
         objects = partial(_objects, journal, found.objects, columns)
         if "table" in formats:
-            count = put("objects.csv", lambda path: _write_objects(path, columns, objects()))
+            count = put("objects.csv", lambda path: _write_rows(path, columns, objects()))
             if count >= SPREADSHEET:
                 log.warning(
                     "objects.csv has %s rows, more than a spreadsheet shows (%s); "
@@ -101,7 +102,7 @@ def write_tables(
             from cellseg.predict.outlines import RLE_COLUMNS
 
             rle = map(journal.store.text, found.rle)
-            put("rle.csv", lambda path: _write_objects(path, RLE_COLUMNS, rle))
+            put("rle.csv", lambda path: _write_rows(path, RLE_COLUMNS, rle))
         if "report" in formats:
             from cellseg.predict.page import write_page
 
@@ -121,7 +122,7 @@ def write_tables(
 
 @dataclass
 class _Found:
-    """What one pass over the entries finds.
+    """What `_summary` collects on its one pass over the entries.
 
     Attributes:
         report: Whether `rows` and `diameters` are wanted.
@@ -132,7 +133,6 @@ class _Found:
     """
 
     report: bool
-    images: int = 0
     errors: int = 0
     rescaled: int = 0
     planes: int = 0
@@ -144,19 +144,17 @@ class _Found:
     diameters: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
 
 
-def _summary(journal: Journal, files: Iterable[str], found: _Found) -> Iterator[dict[str, Any]]:
-    """The rows of the summary; what else their entries hold goes into `found` on the way."""
+def _summary(journal: Journal, files: Iterable[str], found: _Found) -> Iterator[str]:
+    """The rows of the summary as CSV; what else their entries hold goes into `found` on the way."""
     for file in files:
         if file in journal.failures:
-            found.images += 1
+            rows = [journal.failures[file]]
             found.errors += 1
             if found.report:
-                found.rows.append(journal.failures[file])
-            yield journal.failures[file]
-        elif file in journal.entries:
+                found.rows += rows
+        else:
             entry = journal.read(file)
             rows = entry["rows"]
-            found.images += 1
             found.rescaled += rows[0]["scale"] != "1"
             found.planes += len(rows)
             found.stacks += rows[0]["plane"] != ""
@@ -165,7 +163,7 @@ def _summary(journal: Journal, files: Iterable[str], found: _Found) -> Iterator[
             found.rle += entry.get("rle", ())
             if found.report:
                 _report(journal, entry, found)
-            yield from rows
+        yield as_csv([row.get(name, "") for name in SUMMARY] for row in rows)
 
 
 def _report(journal: Journal, entry: Mapping[str, Any], found: _Found) -> None:
@@ -211,15 +209,7 @@ def _objects(journal: Journal, parts: Iterable[Place], columns: Sequence[str]) -
         yield lines.getvalue()
 
 
-def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Rows as CSV; a column that a row lacks stays empty."""
-    with path.open("w", newline="", encoding="utf-8") as lines:
-        table = csv.DictWriter(lines, columns, restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-
-
-def _write_objects(path: Path, columns: Sequence[str], texts: Iterable[str]) -> int:
+def _write_rows(path: Path, columns: Sequence[str], texts: Iterable[str]) -> int:
     """Write rows of CSV below a header; gives their number."""
     count = 0
     with path.open("w", newline="", encoding="utf-8") as lines:

@@ -14,8 +14,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from cellseg.data.files import Files
 from cellseg.data.listing import readable
-from cellseg.data.shards import Shard
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import decode
 from cellseg.predict.batches import Batches
@@ -26,6 +26,7 @@ from cellseg.predict.processes import Processes
 from cellseg.predict.results import FORMATS, Result, write_results
 from cellseg.predict.run import Run
 from cellseg.predict.store import Place
+from cellseg.segmenter import View
 from cellseg.signals import EXIT_CODES
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class PredictionWriter(pl.Callback):
         verify: Open every result before it counts as done; by default its size must be right.
     """
 
+    run: Run  # set by `application`
+
     def __init__(
         self,
         dir: Path | None = None,
@@ -75,18 +78,11 @@ class PredictionWriter(pl.Callback):
         self.processes = Processes()
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def start(
-        self,
-        about: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        shard: Shard | None = None,
-        rank: int = 0,
-    ) -> Run:
-        """Open the results folder; see `Run`."""
-        assert self.dir is not None
-        own = {"output.formats": sorted(self.formats), "output.expand": self.expand}
-        self.run = Run(self.dir, self.formats, about, {**settings, **own}, shard, rank)
-        return self.run
+    def left_to_do(self, find: Callable[[], Files]) -> Files:
+        """The files that are found without those that are done; all processes agree on them."""
+        return self.processes.agree(
+            lambda: self.run.left_to_do(find(), self.overwrite, self.verify)
+        )
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         images = len(trainer.datamodule.files.own)  # type: ignore[attr-defined]
@@ -173,8 +169,8 @@ class PredictionWriter(pl.Callback):
         if batch["error"]:
             return self._fail(file, batch["error"])
         prediction = find()
-        about = batch["about"].value.noted(_adapted(prediction))
-        about = replace(about, scale=prediction["scale"])
+        view: View = prediction["view"]
+        about = replace(batch["about"].value.noted(_adapted(view)), scale=view.scale)
         if self.expand and about.pixel_size is None:
             about = about.noted(f"no pixel size: rings are {self.expand:g} px wide")
         with Drafts(dir, about.stem) as drafts:
@@ -210,12 +206,11 @@ class PredictionWriter(pl.Callback):
         return self.run.journal.keep(text) if isinstance(text, str) else text
 
 
-def _adapted(prediction: Mapping[str, Any]) -> str:
+def _adapted(view: View) -> str:
     """What was done to the image, and the flags that would do it again."""
     notes = []
-    if prediction["inverted"]:
+    if view.inverted:
         notes.append("predicted on the negative (--data.invert true)")
-    if prediction["scale"] != 1:
-        size = prediction["diameter"]
-        notes.append(f"rescaled by {prediction['scale']:.3g} (--data.diameter {size:.4g})")
+    if view.scale != 1:
+        notes.append(f"rescaled by {view.scale:.3g} (--data.diameter {view.diameter:.4g})")
     return "; ".join(notes)

@@ -42,6 +42,7 @@ def write_report(
     about: Mapping[str, Any],
     images: Sequence[Scored],
     other: Sequence[Scored] | None = None,
+    names: Sequence[str] = (),
 ) -> None:
     """Write `metrics.json`, `metrics.csv`, `metrics.md` and `worst.png`, and print the table.
 
@@ -50,6 +51,7 @@ def write_report(
         about: What else the report says: `stage`, `data`, and the like.
         images: What was scored.
         other: The same images as another method found them, to compare with.
+        names: What both are called.
     """
     images = sorted(images, key=lambda image: image.id)
     samples = resample(images)
@@ -77,7 +79,6 @@ def write_report(
             f"{stage}/{name}": {"value": values[name] - rest[name], "interval": change.get(name)}
             for name in values
         }
-        names = str(about["preds"]).split(", ")
         text += difference_table(names, values, rest, change)
     write_json(folder / "metrics.json", content)
     write_text(folder / "metrics.csv", rows(images))

@@ -135,9 +135,10 @@ def score_folders(datamodule: NucleiDataModule, folder: Path, about: Mapping[str
     if not scored[0]:
         raise InputError("--data.preds_dir: no image has a prediction in both folders")
     facts = {"stage": "test", "data": datamodule.description, **about}
-    facts["preds"] = ", ".join(map(str, datamodule.preds_dir))
-    facts["left_out"] = lacking
-    write_report(folder, facts, *scored)
+    names = [str(source) for source in datamodule.preds_dir]
+    facts |= {"preds": ", ".join(names), "left_out": lacking}
+    first, *others = scored
+    write_report(folder, facts, first, others[0] if others else None, names)
 
 
 def _picture(

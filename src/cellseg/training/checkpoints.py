@@ -138,9 +138,9 @@ def _is_sound(pl_module: pl.LightningModule) -> bool:
 
 
 def _rewind(trainer: pl.Trainer) -> bool:
-    """Set Lightning's counters so that a run that goes on repeats every batch without a step.
+    """Set Lightning's counters back to the last step, or to the start of a stopped validation.
 
-    And the whole of a validation that was stopped.
+    A run that goes on then repeats each batch whose gradient no step has used.
 
     Returns:
         Whether batches will come again that the network has seen.

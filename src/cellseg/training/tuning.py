@@ -40,7 +40,7 @@ SHARES = (0.75, 0.5, 0.25, 0.0)
 # Name to tensor, of a whole task.
 Weights = dict[str, Tensor]
 # Probabilities (C, H, W) and true labels (H, W) of each image.
-Predictions = list[tuple[NDArray[np.float16], NDArray[Any]]]
+Predictions = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
 
 class Tuning(pl.Callback):
@@ -180,7 +180,7 @@ def mix(start: Weights, learnt: Weights, share: float) -> Weights:
     }
 
 
-def mean_ap(predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]], decoding: Decoding) -> float:
+def mean_ap(predictions: Predictions, decoding: Decoding) -> float:
     """The mean AP of predictions, a mean over images; see `tune`."""
     each = [
         scores(compare(target, decode(probs.astype(np.float32), decoding)))["map"]
@@ -189,13 +189,11 @@ def mean_ap(predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]], decoding: 
     return float(np.mean(each))
 
 
-def tune(
-    predictions: Sequence[tuple[NDArray[Any], NDArray[Any]]], start: Decoding
-) -> tuple[Decoding, float]:
+def tune(predictions: Predictions, start: Decoding) -> tuple[Decoding, float]:
     """The decoding of highest mean AP, a mean over images; one level after the other.
 
     Args:
-        predictions: Probabilities (C, H, W) and true labels (H, W) of each image.
+        predictions: See `Predictions`.
         start: Where to start; a level stays there unless another one is better.
 
     Returns:
