@@ -19,8 +19,8 @@ import torch
 
 import cellseg
 from cellseg.data.dataset import to_input
-from cellseg.data.recording import Array
 from cellseg.instances import decode
+from cellseg.reading.recording import Array
 from cellseg.segmenter import Segmentation
 from speed.subjects import side_of_split
 

@@ -17,10 +17,10 @@ import torch
 
 import cellseg
 from cellseg.data.dataset import to_input
-from cellseg.data.recording import Array
 from cellseg.instances import decode
 from cellseg.metrics import Scores, compare
 from cellseg.model import Model
+from cellseg.reading.recording import Array
 from cellseg.training.tuning import tune
 from speed.subjects import side_of_split
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 import cellseg
 from cellseg.adapt import to_grid
-from cellseg.data.recording import Array
 from cellseg.metrics import compare, scores
+from cellseg.reading.recording import Array
 from speed.subjects import side_of_split
 
 SCORES = ("dice", "iou", "map", "ap50")

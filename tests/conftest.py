@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cellseg.cli import main
-from cellseg.data.channels import to_rgb_planes
-from cellseg.data.images import read_one_plane
 from cellseg.data.synthetic import generate
+from cellseg.reading.channels import to_rgb_planes
+from cellseg.reading.images import read_one_plane
 
 # The tests' arrays are tiny: threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -18,9 +18,9 @@ from scipy.ndimage import label as scipy_label
 from cellseg.data import cache
 from cellseg.data.cache import pixel_digest, prepare
 from cellseg.data.folders import Sample, Tree, ZipTree, find_samples, open_tree
-from cellseg.data.images import read_labels
 from cellseg.data.masks import merge_masks, whole_labels
 from cellseg.errors import InputError
+from cellseg.reading.images import read_labels
 from conftest import read_image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

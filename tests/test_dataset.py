@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 from cellseg.data import files
 from cellseg.data.cache import pixel_digest
 from cellseg.data.datamodule import NucleiDataModule
-from cellseg.data.dataset import CropDataset, WholeImageDataset, local_labels, to_tensor
+from cellseg.data.dataset import CropDataset, WholeImageDataset, local_labels
 from cellseg.data.files import FileDataset, Reading
 from cellseg.data.groups import dsb2018, origins
 from cellseg.data.samplers import EndlessSampler, Share
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import encode
+from cellseg.reading.intensity import to_tensor
 
 CROP = 16
 GRADIENT = np.linspace(0, 1, 81, dtype=np.float32).reshape(9, 9)

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import cellseg
-from cellseg.data.channels import to_rgb_planes
-from cellseg.data.images import read_labels, read_recording
+from cellseg.reading.channels import to_rgb_planes
+from cellseg.reading.images import read_labels, read_recording
 from conftest import SHARED
 
 FORMATS = SHARED / "data" / "formats"

@@ -17,13 +17,13 @@ import tifffile
 from PIL import EpsImagePlugin, Image
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from cellseg.data import recording as recordings
-from cellseg.data import tiff as tiffs
-from cellseg.data.channels import channels_of, colours_of, to_rgb_planes
-from cellseg.data.images import is_image, read_labels, read_recording, select_planes
-from cellseg.data.intensity import Limits, intensity_limits, noise_of, normalise
-from cellseg.data.recording import Recording, Windows
 from cellseg.errors import InputError
+from cellseg.reading import recording as recordings
+from cellseg.reading import tiff as tiffs
+from cellseg.reading.channels import channels_of, colours_of, to_rgb_planes
+from cellseg.reading.images import is_image, read_labels, read_recording, select_planes
+from cellseg.reading.intensity import Limits, intensity_limits, noise_of, normalise
+from cellseg.reading.recording import Recording, Windows
 from conftest import read_image
 
 RNG = np.random.default_rng(7)

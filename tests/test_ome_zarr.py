@@ -12,14 +12,14 @@ import pytest
 import tifffile
 import zarr
 
-from cellseg.data import ome_zarr, recording
 from cellseg.data.cache import prepare
 from cellseg.data.folders import find_samples, open_tree
-from cellseg.data.images import read_recording
 from cellseg.data.listing import files_to_predict
-from cellseg.data.recording import Windows
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
+from cellseg.reading import ome_zarr, recording
+from cellseg.reading.images import read_recording
+from cellseg.reading.recording import Windows
 from conftest import cellseg
 
 GREY = generate(0, size=128)[0][:100, :90, 0]

@@ -22,7 +22,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.measure import regionprops
 
-from cellseg.data.images import read_labels, read_recording
 from cellseg.data.outlines import read_geojson, read_rois
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding
@@ -32,6 +31,7 @@ from cellseg.predict.journal import Journal
 from cellseg.predict.store import Place
 from cellseg.predict.tables import write_tables
 from cellseg.predict.writer import PredictionWriter
+from cellseg.reading.images import read_labels, read_recording
 from conftest import cellseg
 
 Run = Callable[..., int]

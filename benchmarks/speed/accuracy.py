@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 import cellseg
-from cellseg.data.recording import Array
 from cellseg.metrics import Scores, compare
 from cellseg.model import Model
+from cellseg.reading.recording import Array
 from speed.figures import Figure
 from speed.setting import Setting
 from speed.subjects import SHIPPED, int8, side_of_split

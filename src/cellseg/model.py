@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 
 from cellseg.checkpoint import read, resolve
 from cellseg.data.cache import default_cache_dir
-from cellseg.data.channels import to_rgb_planes
 from cellseg.data.dataset import to_input
-from cellseg.data.images import as_number
-from cellseg.data.large import LargeImage
-from cellseg.data.recording import Recording, arrange
 from cellseg.instances import Decoding, narrow
-from cellseg.nn.unet import LARGE
+from cellseg.reading.channels import to_rgb_planes
+from cellseg.reading.images import as_number
+from cellseg.reading.large import LargeImage
+from cellseg.reading.recording import LARGE, Recording, arrange
 from cellseg.runtime import RuntimeName, backend_for, choose
 from cellseg.task import SegmentationTask
 from cellseg.tiles import margin_for, stitch

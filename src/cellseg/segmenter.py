@@ -22,7 +22,7 @@ from cellseg.adapt import (
     to_grid,
 )
 from cellseg.instances import Decoding
-from cellseg.nn.unet import LARGE
+from cellseg.reading.recording import LARGE
 from cellseg.tiles import Maps, with_halo
 
 # Where a model is as sure as this of an image as it is, it knows nuclei of their size.

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from cellseg.data.dataset import Annotated
-from cellseg.data.recording import Array
 from cellseg.errors import few
+from cellseg.reading.recording import Array
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.atomic import draft_name
-from cellseg.data.channels import three, to_rgb_planes
 from cellseg.data.folders import Sample, Tree
-from cellseg.data.images import read_one_plane
 from cellseg.data.masks import read_masks
-from cellseg.data.recording import Array
 from cellseg.errors import InputError
+from cellseg.reading.channels import three, to_rgb_planes
+from cellseg.reading.images import read_one_plane
+from cellseg.reading.recording import Array
 
 log = logging.getLogger(__name__)
 

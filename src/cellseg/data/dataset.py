@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cellseg.data.intensity import Limits, intensity_limits, normalise
-from cellseg.data.recording import Array
 from cellseg.data.transforms import Augmentation
 from cellseg.instances import borders, encode
+from cellseg.reading.intensity import Limits, intensity_limits, normalise, to_tensor
+from cellseg.reading.recording import Array
 
 
 class Annotated(Protocol):
@@ -124,8 +124,3 @@ def local_labels(labels: Array) -> Array:
 def to_input(image: Array, percentiles: tuple[float, float]) -> torch.Tensor:
     """What the network takes of a whole image (H, W, 3): normalised, (3, H, W) float32."""
     return to_tensor(normalise(image, intensity_limits(image, percentiles)))
-
-
-def to_tensor(image: Array) -> torch.Tensor:
-    """(H, W, 3) as a contiguous (3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -13,20 +13,19 @@ import torch
 from torch.utils.data import Dataset
 
 from cellseg.data.about import About
-from cellseg.data.channels import to_rgb_planes
 from cellseg.data.digests import digest_of, size_and_time
-from cellseg.data.images import note_on_maximum, planes_of, read_recording, select_planes
-from cellseg.data.intensity import (
+from cellseg.data.listing import readable
+from cellseg.errors import InputError
+from cellseg.reading.channels import to_rgb_planes
+from cellseg.reading.images import note_on_maximum, planes_of, read_recording, select_planes
+from cellseg.reading.intensity import (
     intensity_limits,
     normalise,
     note_on_contrast,
     note_on_holes,
 )
-from cellseg.data.large import LargeImage
-from cellseg.data.listing import readable
-from cellseg.data.recording import Recording, unreadable
-from cellseg.errors import InputError
-from cellseg.nn.unet import LARGE
+from cellseg.reading.large import LargeImage
+from cellseg.reading.recording import LARGE, Recording, unreadable
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cellseg.data.digests import digest_of
-from cellseg.data.images import is_image
 from cellseg.data.listing import MASKS, PREDICTED, output_stems, stem_of, walk
-from cellseg.data.recording import unreadable
 from cellseg.errors import DAMAGE, InputError
+from cellseg.reading.images import is_image
+from cellseg.reading.recording import unreadable
 
 LAYOUTS = (
     "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ or labels/ with equal names, "

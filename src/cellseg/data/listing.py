@@ -11,8 +11,8 @@ from fnmatch import fnmatch
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from cellseg.data.images import SUFFIXES, UNREAD, is_image
 from cellseg.errors import InputError, few
+from cellseg.reading.images import SUFFIXES, UNREAD, is_image
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.data.folders import OUTLINE_FILES, Sample, Tree
-from cellseg.data.images import read_labels
-from cellseg.data.recording import Array
 from cellseg.errors import InputError
+from cellseg.reading.images import read_labels
+from cellseg.reading.recording import Array
 
 
 def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:

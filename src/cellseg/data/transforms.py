@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data.recording import Array
 from cellseg.errors import InputError
+from cellseg.reading.recording import Array
 
 # albumentations asks a package index for its newest version on import unless told not to.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"

@@ -8,10 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Pixels, over all planes, beyond which an image is not held whole, nor all of it looked at for its
-# intensities: the network alone takes 2 GB for so many at 16 channels.
-LARGE = 2**22
-
 
 class ConvModule(nn.Sequential):
     """Twice a padded 3x3 convolution with bias, ReLU and batch normalisation.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cellseg.data.recording import Array
-from cellseg.data.scale_bar import ScaleBar, find_bar, without_bar
-from cellseg.nn.unet import LARGE
+from cellseg.reading.recording import LARGE, Array
+from cellseg.reading.scale_bar import ScaleBar, find_bar, without_bar
 
 # If less of an image than this part would be left, its uniform borders are no padding.
 LEAST_INSIDE = 0.1
@@ -158,6 +158,11 @@ def normalise(image: Array, limits: Limits) -> NDArray[np.float32]:
     if image.dtype.kind == "f":
         np.nan_to_num(scaled, copy=False, nan=0.0)
     return np.asarray(scaled, np.float32)
+
+
+def to_tensor(image: Array) -> torch.Tensor:
+    """(H, W, 3) as a contiguous (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def note_on_contrast(limits: Limits, dtype: np.dtype[Any]) -> str:

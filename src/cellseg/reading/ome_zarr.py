@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cellseg.data.recording import (
+from cellseg.errors import InputError
+from cellseg.reading.recording import (
+    LARGE,
     Array,
     Opened,
     Recording,
@@ -21,8 +23,6 @@ from cellseg.data.recording import (
     in_micrometres,
     side_of_square,
 )
-from cellseg.errors import InputError
-from cellseg.nn.unet import LARGE
 
 # By their type, whatever their names.
 AXES = {"time": "T", "channel": "C"}

@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cellseg.data.ome_zarr import read_zarr
-from cellseg.data.recording import (
+from cellseg.errors import InputError
+from cellseg.reading.ome_zarr import read_zarr
+from cellseg.reading.recording import (
     File,
     Recording,
     arrange,
@@ -23,8 +24,7 @@ from cellseg.data.recording import (
     side_of_square,
     unreadable,
 )
-from cellseg.data.tiff import read_tiff
-from cellseg.errors import InputError
+from cellseg.reading.tiff import read_tiff
 
 # Pillow's formats that are read, whatever a file's name says; others would run Ghostscript (EPS).
 PILLOW = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")

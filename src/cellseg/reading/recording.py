@@ -21,6 +21,9 @@ Array = NDArray[Any]
 File = BytesIO | BufferedReader
 
 COLOURS = ("red", "green", "blue")
+# Pixels, over all planes, beyond which an image is not held whole, nor all of it looked at for its
+# intensities: the network alone takes 2 GB for so many at 16 channels.
+LARGE = 2**22
 # A constant image compresses about 1,000 to 1; smaller ones do no harm at any ratio.
 BOMB_RATIO, BOMB_FLOOR = 1000, 256 * 2**20
 # In um; what lies outside is the resolution of a screen or printer: 72 dpi are 353 um.

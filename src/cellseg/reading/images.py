@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cellseg.data.readers import read_file
-from cellseg.data.recording import Array, Recording
 from cellseg.errors import InputError
+from cellseg.reading.readers import read_file
+from cellseg.reading.recording import Array, Recording
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".zarr", ".nd2", ".czi", ".bmp")
 # Formats of images that we do not read; `predict` names such files.

@@ -15,9 +15,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from cellseg.data.ome_tiff import own_part
-from cellseg.data.recording import (
+from cellseg.errors import InputError
+from cellseg.reading.ome_tiff import own_part
+from cellseg.reading.recording import (
     COLOURS,
+    LARGE,
     Array,
     File,
     Opened,
@@ -29,8 +31,6 @@ from cellseg.data.recording import (
     in_micrometres,
     side_of_square,
 )
-from cellseg.errors import InputError
-from cellseg.nn.unet import LARGE
 
 # Photometric interpretations that need no conversion: white is 0, black is 0, RGB, palette.
 PLAIN = (0, 1, 2, 3)

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-from cellseg.data.intensity import sampling_step
-from cellseg.data.recording import COLOURS, Array, Recording
 from cellseg.errors import InputError
+from cellseg.reading.intensity import sampling_step
+from cellseg.reading.recording import COLOURS, Array, Recording
 
 # Names of what shows nuclei, as words of a channel's name: "DAPI", "C1-Hoechst 33342", "ch405".
 NUCLEAR = re.compile(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.data.recording import Array
+from cellseg.reading.recording import Array
 
 # A scale bar: its part of the image with the text beside it, by how much it exceeds all else as a
 # part of the range of that, its length in px and as a multiple of its width.

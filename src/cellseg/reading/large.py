@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellseg.data.channels import channels_of, colours_of, three
-from cellseg.data.dataset import to_tensor
-from cellseg.data.images import as_number, planes_of
-from cellseg.data.intensity import (
+from cellseg.reading.channels import channels_of, colours_of, three
+from cellseg.reading.images import as_number, planes_of
+from cellseg.reading.intensity import (
     limits_of,
     noise_of,
     normalise,
     note_on_contrast,
     note_on_holes,
     sampling_step,
+    to_tensor,
     without_padding,
 )
-from cellseg.data.recording import Array, Recording, Windows
+from cellseg.reading.recording import Array, Recording, Windows
 from cellseg.tiles import parts
 
 # Side in px of the windows that are read to look at the whole.

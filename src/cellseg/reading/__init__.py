@@ -1,0 +1,1 @@
+"""From an image file to what the network sees: decoded, its channels chosen, normalised."""
