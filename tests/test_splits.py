@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cellseg.data.groups import dsb2018, group_of
-from cellseg.data.splits import SIDES, Recipe, Split, extended, make_split, trained_split
+from cellseg.data.splits import SIDES, Recipe, Split, extended, make_split, split_in_force
 from cellseg.errors import InputError
 
 HUNDRED = [f"image{number:03d}" for number in range(100)]
@@ -175,10 +175,8 @@ def test_groups_that_group_nothing_are_refused_and_others_told(
 def test_images_that_a_checkpoint_does_not_know_are_divided_too() -> None:
     known = {"train": {"1": "a", "2": "b"}, "val": {"3": "c"}}
     digests = {"a": "1", "c": "3", **{f"new{n}": f"n{n}" for n in range(5)}}
-    split = trained_split(digests, known, "fit")
-    assert split is not None
-    assert len(split.left_out) == 5
-    more = extended(split, seed=0)
+    assert len(split_in_force(digests, "fit", Recipe(), known, resumes=True).left_out) == 5
+    more = split_in_force(digests, "fit", Recipe(), known)
     assert more.left_out == []
     assert sorted(side_of(more)) == sorted(digests)
     assert {side: [s for s in more.sides[side] if s in "abc"] for side in SIDES} == {
@@ -202,11 +200,8 @@ def test_images_of_a_known_field_join_it() -> None:
     field = {sample: row["field"] for sample, row in dsb2018().items()}
     digests = {sample: sample for sample in field}
     first = make_split([*field][::2], Recipe("random"))
-    split = trained_split(
-        digests, {side: {s: s for s in first.sides[side]} for side in SIDES}, "fit"
-    )
-    assert split is not None
-    more = extended(split, seed=0)
+    trained = {side: {s: s for s in first.sides[side]} for side in SIDES}
+    more = split_in_force(digests, "fit", Recipe(), trained)
     assert sum(map(len, more.sides.values())) == len(field)
     on = [{field[sample] for sample in more.sides[side]} for side in SIDES]
     assert not (on[0] & on[1] or on[0] & on[2] or on[1] & on[2])
@@ -291,10 +286,40 @@ def test_known_images_divided_anew_keep_their_fields_together(options: dict[str,
     assert len(pairs) == len({row["field"] for row in listed.values()})
 
 
+@pytest.mark.parametrize(
+    ("stage", "asked", "trained", "flags", "expected"),
+    [
+        ("test", "random", "ab", {"own": True}, "all images"),
+        ("test", "auto", None, {"labels": True}, "all images"),
+        ("test", "random", None, {"labels": True}, "random"),
+        ("fit", "auto", None, {"own": True, "labels": True}, "random"),
+        ("fit", "random", "ab", {}, "random"),
+        ("test", "auto", "ab", {}, "the checkpoint's split"),
+        ("fit", "auto", "ab", {}, "random"),  # which leaves nothing to validate on
+        ("fit", "auto", "ab", {"resumes": True}, "the checkpoint's split"),
+        ("test", "auto", "z", {}, "all images: the checkpoint was trained on none of them"),
+        ("fit", "auto", "z", {}, "random"),
+        ("test", "auto", None, {}, "random"),
+    ],
+)
+def test_which_split_is_in_force(
+    stage: str, asked: str, trained: str | None, flags: dict[str, bool], expected: str
+) -> None:
+    before = trained and {"train": dict.fromkeys(trained, "an id")}
+    images = {f"image {digest}": digest for digest in "ab"}
+    split = split_in_force(images, stage, Recipe(asked), before or None, **flags)
+    assert split.name.removesuffix(" 80/10/10 by group, seed 0") == expected
+
+
+def test_labels_of_known_test_images_are_scored_by_the_projects_split() -> None:
+    digests = {sample: sample for sample in dsb2018()}
+    split = split_in_force(digests, "test", Recipe(), labels=True)
+    assert split.sides == make_split(list(digests), Recipe()).sides
+
+
 def test_an_image_that_was_trained_on_is_not_tested_under_another_side() -> None:
     both = {"train": {"1": "a"}, "val": {}, "test": {"1": "a again", "2": "b"}}
-    split = trained_split({"x": "1", "y": "2"}, both, "test")
-    assert split is not None
+    split = split_in_force({"x": "1", "y": "2"}, "test", Recipe(), both)
     assert split.sides == {"train": ["x"], "val": [], "test": ["y"]}
 
 

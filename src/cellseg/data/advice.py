@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from cellseg.data.dataset import Annotated
+from cellseg.data.splits import Split
 from cellseg.errors import few
 from cellseg.reading.recording import Array
 
@@ -47,6 +48,16 @@ def check_annotations(annotated: Sequence[Annotated], to_train: bool) -> None:
         log.warning(
             "Images with a nucleus that reaches from border to border and covers more than half, "
             f"as where a mask shows nuclei in black on white; nuclei must not be 0: {few(inverted)}"
+        )
+
+
+def check_unseen(split: Split, digests: Mapping[str, str], trained: Collection[str]) -> None:
+    """Name images to evaluate on whose digests are among those that are trained on."""
+    evaluated = [*split.sides["val"], *split.sides["test"]]
+    if seen := [sample for sample in evaluated if digests[sample] in trained]:
+        log.warning(
+            "Images to evaluate on were trained on, or are copies of such, so the scores are "
+            f"too high: {few(seen)}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +15,16 @@ from torch.utils.data import DataLoader
 
 from cellseg.adapt import median_diameter
 from cellseg.cores import cores
-from cellseg.data.advice import advise_folds, advise_split, check_annotations
+from cellseg.data.advice import advise_folds, advise_split, check_annotations, check_unseen
 from cellseg.data.annotated import find_annotated
 from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import Annotated, CropDataset, WholeImageDataset
 from cellseg.data.files import FileDataset, Files, Reading
-from cellseg.data.groups import known, origins
+from cellseg.data.groups import origins
 from cellseg.data.listing import files_to_predict
 from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
 from cellseg.data.shards import Shard
-from cellseg.data.splits import SIDES, Recipe, Split, choose_split, everything
+from cellseg.data.splits import SIDES, Recipe, split_in_force
 from cellseg.data.transforms import Augmentation
 from cellseg.errors import InputError, counted, few
 from cellseg.signals import begin_loading
@@ -312,7 +312,20 @@ class NucleiDataModule(pl.LightningDataModule):
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self.annotated()
         by_id = {sample.id: sample for sample in annotated}
-        split = self._split_in_force(annotated, stage)
+        digests = {sample.id: sample.digest() for sample in annotated}
+        split = split_in_force(
+            digests,
+            stage,
+            self.recipe,
+            self.trained_split,
+            resumes=self.trainer is not None and self.trainer.ckpt_path is not None,
+            own=bool(self.test_dir),
+            labels=bool(self.preds_dir),
+        )
+        trained = {*(self.trained_split or {}).get("train", {})}
+        if stage == "fit":
+            trained |= {digests[sample] for sample in split.sides["train"]}
+        check_unseen(split, digests, trained)
         self.sides = {side: [by_id[i] for i in split.sides[side]] for side in SIDES}
         self._origins = origins(list(by_id), self.recipe.groups)
         self.description = f"{source}: {counted(len(annotated), 'images')}, {split}"
@@ -333,29 +346,6 @@ class NucleiDataModule(pl.LightningDataModule):
             advise_split(list(by_id))
         if stage == "fit" and not self.recipe.folds:
             advise_folds(annotated, {group for group, _ in self._origins.values()})
-
-    def _split_in_force(self, annotated: Sequence[Annotated], stage: str) -> Split:
-        digests = {sample.id: sample.digest() for sample in annotated}
-        if stage == "test" and (self.test_dir or self._is_all_to_be_scored(digests)):
-            split = everything(list(digests), "test", "all images")
-        else:
-            resumes = self.trainer is not None and self.trainer.ckpt_path is not None
-            split = choose_split(digests, stage, self.recipe, self.trained_split, resumes)
-        trained = {*(self.trained_split or {}).get("train", {})}
-        if stage == "fit":
-            trained |= {digests[sample] for sample in split.sides["train"]}
-        evaluated = [*split.sides["val"], *split.sides["test"]]
-        if seen := [sample for sample in evaluated if digests[sample] in trained]:
-            log.warning(
-                "Images to evaluate on were trained on, or are copies of such, so the scores are "
-                f"too high: {few(seen)}"
-            )
-        return split
-
-    def _is_all_to_be_scored(self, ids: Collection[str]) -> bool:
-        """Whether labels are scored, no split is asked for, and the images are of no known one."""
-        tests = any(known(sample).get("split") == "test" for sample in ids)
-        return bool(self.preds_dir) and not self.recipe.asked and not tests
 
     def _crops_taken(self) -> int:
         trainer = self.trainer

@@ -78,6 +78,54 @@ class Recipe:
         return self.split != "auto" or self.groups is not None or self.folds > 0
 
 
+def split_in_force(
+    digests: Mapping[str, str],
+    stage: str,
+    recipe: Recipe,
+    trained: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    resumes: bool = False,
+    own: bool = False,
+    labels: bool = False,
+) -> Split:
+    """The first that there is: all images, what is asked for, the checkpoint's, what is usual.
+
+    Args:
+        digests: Sample id to the digest of its pixels, which tells an image of any name.
+        stage: `fit`, `validate` or `test`.
+        recipe: What is asked for, if anything.
+        trained: Side to the digests on it, of the checkpoint, where there is one.
+        resumes: Whether `fit` goes on, on the images that it began with.
+        own: Whether the images of `test` are of a folder for that alone.
+        labels: Whether `test` scores labels that are there, not a model.
+
+    Raises:
+        InputError: See `make_split`.
+    """
+    ids = list(digests)
+    starts = stage == "fit" and not resumes
+    if stage == "test" and own:
+        return everything(ids, "test", "all images")
+    if recipe.asked:
+        return make_split(ids, recipe)
+    if stage == "test" and labels and not any(known(i).get("split") == "test" for i in ids):
+        return everything(ids, "test", "all images")
+    # Whatever else it was, an image that was trained on is one of training: so that comes last.
+    side_of = {digest: side for side in reversed(SIDES) for digest in (trained or {}).get(side, {})}
+    if table := {sample: side_of[at] for sample, at in digests.items() if at in side_of}:
+        split = _from_table(ids, table, "the checkpoint's split")
+        if split.left_out and starts:
+            split = extended(split, recipe.seed)
+    elif trained is not None and stage != "fit":
+        side = "val" if stage == "validate" else "test"
+        return everything(ids, side, "all images: the checkpoint was trained on none of them")
+    else:
+        split = make_split(ids, recipe)  # the project's, or a random one
+    if starts and not (split.sides["train"] and split.sides["val"]):  # some images of a known set
+        return make_split(ids, Recipe("random", seed=recipe.seed))
+    return split
+
+
 def make_split(ids: Sequence[str], recipe: Recipe) -> Split:
     """Divide samples, known by their ids, into train, validation and test.
 
@@ -127,35 +175,6 @@ def make_split(ids: Sequence[str], recipe: Recipe) -> Split:
     return chosen
 
 
-def choose_split(
-    digests: Mapping[str, str],
-    stage: str,
-    recipe: Recipe,
-    trained: Mapping[str, Mapping[str, str]] | None,
-    resumes: bool,
-) -> Split:
-    """The split in force: what is asked for, else the checkpoint's, else what is usual.
-
-    Args:
-        digests: Sample id to the digest of its pixels.
-        stage: `fit`, `validate` or `test`.
-        recipe: How to divide what no checkpoint has divided.
-        trained: Side to the digests on it, of the checkpoint, where there is one.
-        resumes: Whether a run goes on, on the images that it began with.
-    """
-    split = None
-    if trained is not None and not recipe.asked:
-        split = trained_split(digests, trained, stage)
-    if split is None:
-        split = make_split(list(digests), recipe)
-    elif stage == "fit" and split.left_out and not resumes:
-        split = extended(split, recipe.seed)
-    one_sided = not (split.sides["train"] and split.sides["val"])
-    if stage == "fit" and one_sided and not (recipe.asked or resumes):  # some images of a known set
-        split = make_split(list(digests), Recipe("random", seed=recipe.seed))
-    return split
-
-
 def extended(split: Split, seed: int) -> Split:
     """A split in which the images that it has left out are divided too.
 
@@ -178,35 +197,6 @@ def extended(split: Split, seed: int) -> Split:
     }
     how = more.name if new else "of the same fields of view"
     return Split(f"{split.name}, and {len(split.left_out)} more images: {how}", sides)
-
-
-def trained_split(
-    digests: Mapping[str, str], trained: Mapping[str, Mapping[str, str]], stage: str
-) -> Split | None:
-    """The split that a checkpoint was trained with, for images of any name.
-
-    Args:
-        digests: Sample id to the digest of its pixels.
-        trained: Side to the digests on it, from the checkpoint.
-        stage: `fit`, `validate` or `test`.
-
-    Returns:
-        The split; where the checkpoint knows none of the images, all of them on the side that
-        `validate` or `test` scores, and None for `fit`.
-    """
-    # Whatever else it was, an image that was trained on is one of training: so that comes last.
-    side_by = {digest: side for side in reversed(SIDES) for digest in trained.get(side, {})}
-    side_of = {sample: side_by.get(digest) for sample, digest in digests.items()}
-    if any(side_of.values()):
-        sides = {side: [s for s, at in side_of.items() if at == side] for side in SIDES}
-        left_out = [sample for sample, at in side_of.items() if at is None]
-        return Split("the checkpoint's split", sides, left_out)
-    if stage == "fit":
-        return None
-    scored = "val" if stage == "validate" else "test"
-    return everything(
-        list(digests), scored, "all images: the checkpoint was trained on none of them"
-    )
 
 
 def everything(ids: list[str], side: str, why: str) -> Split:
