@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from cellseg import __version__
@@ -700,12 +701,20 @@ def test_what_a_task_of_ones_own_has_saved_is_restored(nuclei: Path, tmp_path: P
     assert restored == ["validate 7", "test 7", "predict 7"]
 
 
+class WeightedLoss(torch.nn.Module):
+    """A loss that is called as docs/extending.md says, always."""
+
+    def forward(self, logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, target, weight)
+
+
 class OwnNetwork(SegmentationTask):
-    """Another network, and a schedule that has no base rates."""
+    """Another network and loss, and a schedule that has no base rates."""
 
     def __init__(self, lr: float = 0.1) -> None:
         super().__init__(base_channels=4, lr=lr)
         self.net = torch.nn.Conv2d(3, 2, 3, padding=1)  # type: ignore[assignment]
+        self.loss = WeightedLoss()  # type: ignore[assignment]
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), self.lr, weight_decay=0.3)

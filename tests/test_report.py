@@ -16,6 +16,7 @@ from PIL import Image
 from skimage.measure import label
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.groups import dsb2018
 from cellseg.data.synthetic import generate
 from cellseg.instances import Decoding
@@ -397,11 +398,18 @@ def test_folds_of_a_small_set_make_one_report(
     assert "have test images in common" in fails("test", *folds)
 
 
+@pytest.mark.parametrize("known", [False, True])
 def test_folds_that_start_from_weights_make_one_report_of_their_own_images(
-    trained: Path, tmp_path: Path
+    known: bool, trained: Path, tmp_path: Path
 ) -> None:
     root = write_nuclei(tmp_path / "root", 8, start=40)
-    weights = ("--model.weights", find_checkpoint(trained, "best"))  # with a test side of its own
+    start = torch.load(find_checkpoint(trained, "best"), weights_only=True)
+    if known:  # as those of the Data Science Bowl are to nuclei-1
+        _, samples = NucleiDataModule(root=root, cache_dir=tmp_path / "cache").annotated()
+        tests = start["NucleiDataModule"]["split"]["test"]
+        tests.update((sample.digest(), sample.id) for sample in samples)
+    torch.save(start, tmp_path / "start.ckpt")
+    weights = ("--model.weights", tmp_path / "start.ckpt")  # with a test side of its own
     for fold in range(3):
         run = ("--trainer.default_root_dir", tmp_path / "folds" / str(fold))
         args = ("--data.root", root, "--data.folds", 3, "--data.fold", fold, *run, *weights, *SMALL)

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cellseg.errors import OutputError
 from cellseg.failures import explained
-from cellseg.task import SegmentationTask
+from cellseg.task import SegmentationTask, warmup_cosine
 from cellseg.training.dashboard import Dashboard, _add_pr_curve
 from cellseg.training.forecast import Forecast
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
@@ -336,14 +336,46 @@ def test_after_an_epoch_it_says_how_long_the_others_take(
     clock = iter([100.0, 100.0 + 30 * 60])
     now = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr("cellseg.training.forecast.time", now)
-    trainer = SimpleNamespace(global_step=500, estimated_stepping_batches=2500)
-    forecast, task = Forecast(), SimpleNamespace()
+    trainer, task = SimpleNamespace(global_step=500), SegmentationTask(base_channels=4)
+    forecast, task.total_steps = Forecast(), 2500
     forecast.on_train_start(trainer, task)  # type: ignore[arg-type]
     for step in (1000, 1500):  # the second one says nothing
         trainer.global_step = step
         forecast.on_train_epoch_end(trainer, task)  # type: ignore[arg-type]
     (line,) = {*caplog.messages}
     assert line.startswith("1,500 steps are left: about 1 h 30 min, or less")
+
+
+@pytest.mark.parametrize(
+    "other", [("--data.batch_size", 8), ("--trainer.accumulate_grad_batches", 2)]
+)
+def test_steps_of_another_size_move_the_end_of_the_learning_rate(
+    other: tuple[object, ...], nuclei: Path, tmp_path: Path
+) -> None:
+    args = ("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg(*args, "--trainer.max_epochs", 2) == 0
+    more = ("--trainer.max_epochs", 4, "--trainer.log_every_n_steps", 1, "--model.lr", 1)
+    assert cellseg(*args, *other, *more, "--ckpt_path", "last") == 0
+    rates = scalars(tmp_path, "train/lr")
+    # Eight steps, then two an epoch; the first of them has the rate that was stored.
+    for step in (9, 10, 11):
+        assert rates[step] == pytest.approx(warmup_cosine(step, 2, 12))
+
+
+def test_a_learning_rate_that_was_searched_for_is_trained_with(
+    nuclei: Path, tmp_path: Path
+) -> None:
+    args = ("fit", "--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    finder = tmp_path / "finder.yaml"
+    finder.write_text(
+        "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateFinder, "
+        "init_args: {num_training_steps: 20, early_stop_threshold: null}}]}"
+    )
+    assert cellseg(*args, "--config", finder, "--trainer.max_epochs", 5) == 0
+    last = torch.load(find_checkpoint(tmp_path), weights_only=True)
+    found = last["hyper_parameters"]["lr"]
+    assert found != 0.001  # that of the flag
+    assert last["lr_schedulers"][0]["base_lrs"] == [found, found]
 
 
 class Malice:

@@ -53,7 +53,10 @@ PREDICT: dict[str, set[str]] = {
     },
 }
 # What the parser calls the types of values.
-TYPES = {"bool": "true or false", "float": "a number", "int": "a whole number", "str": "a text"}
+TYPES = {
+    **{"bool": "true or false", "float": "a number", "int": "a whole number", "str": "a text"},
+    "tuple": "a list",
+}
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

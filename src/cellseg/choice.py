@@ -103,7 +103,10 @@ def best_of_runs(folder: Path) -> dict[Path, Stored]:
                 f"{differing[0]}; move one of them away"
             )
     sides = {path: stored.split or {} for path, stored in runs.items()}
-    tests = {path: split.get("test", {}) for path, split in sides.items()}
+    tests = {}
+    for path, split in sides.items():  # of images on more than one side, the others come first
+        used = {*split.get("train", {}), *split.get("val", {})}
+        tests[path] = {k: name for k, name in split.get("test", {}).items() if k not in used}
     inherited = set.intersection(*map(set, tests.values())) if others else set()
     if inherited:
         log.info("%d test images are those of all runs and are left out", len(inherited))

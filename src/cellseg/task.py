@@ -84,6 +84,8 @@ class SegmentationTask(pl.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.freeze_norm = freeze_norm
+        self.schedule: torch.optim.lr_scheduler.LambdaLR | None = None  # where it is that of `lr`
+        self.total_steps = math.inf  # of a training, as far as its end is known
         self.eval_loss = MeanMetric(nan_strategy="disable")
         self.eval_scores = Scores()
         # Not hyper-parameters: they are tuned when training ends.
@@ -112,6 +114,10 @@ class SegmentationTask(pl.LightningModule):
         return logits
 
     def on_train_start(self) -> None:
+        self.total_steps = self._count_steps()
+        if self.schedule is not None:
+            # Lightning's `LearningRateFinder` sets `lr` when the schedule is there already.
+            self.schedule.base_lrs = [self.lr for _ in self.schedule.base_lrs]
         if self.freeze_norm:  # Lightning keeps the mode of each module
             for module in self.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
@@ -187,11 +193,26 @@ class SegmentationTask(pl.LightningModule):
             lr=self.lr,
             weight_decay=self.weight_decay,
         )
-        steps = self.trainer.estimated_stepping_batches  # infinite for a run limited by time
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, steps)
+        self.total_steps = self.trainer.estimated_stepping_batches
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.total_steps)
         )
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        return [optimizer], [{"scheduler": self.schedule, "interval": "step"}]
+
+    def _count_steps(self) -> float:
+        """The steps of a whole training, also where earlier ones took more or fewer crops.
+
+        Lightning's estimate takes all epochs of a run that goes on to be as long as its next one.
+        """
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            return trainer.estimated_stepping_batches
+        batches, per_step = loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
+        within = loop.restarted_mid_epoch and not batches.is_last_batch
+        left = max(0, trainer.max_epochs - loop.epoch_progress.current.ready + within)
+        steps = left * math.ceil(trainer.num_training_batches / per_step)
+        steps += trainer.global_step - (batches.current.ready // per_step if within else 0)
+        return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how maps become nuclei, and how they did where this training was scored.
@@ -255,7 +276,8 @@ class SegmentationTask(pl.LightningModule):
         logits = self._whole_image_logits(batch["image"])
         if batch["repeat"].any():  # it belongs to another process, see `samplers.Share`
             return None
-        self.eval_loss.update(self.loss(logits, self._target(batch)))
+        target = self._target(batch)
+        self.eval_loss.update(self.loss(logits, target, torch.ones_like(target)))
         probs = logits.float().sigmoid()
         if self.trainer.state.fn == "fit":
             preds = decode(probs[0].cpu().numpy(), self.decoding)

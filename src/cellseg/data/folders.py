@@ -268,7 +268,7 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     if not chosen:
         raise InputError(
             f"--data.preds_dir {folder}: no label image of the images to score, such as "
-            f"{PurePosixPath(ids[0]).name}_labels.tif"
+            f"{PurePosixPath(ids[0]).name}_labels.tif (TIFF or PNG)"
         )
     return chosen
 

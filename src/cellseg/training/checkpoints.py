@@ -159,6 +159,7 @@ def _rewind(trainer: pl.Trainer) -> bool:
         seen_again = started > steps * trainer.accumulate_grad_batches
         for progress in (batches.total, batches.current):
             vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
+        batches.is_last_batch = False  # it comes again
         return bool(seen_again)
     return False
 

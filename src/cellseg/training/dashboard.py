@@ -113,7 +113,7 @@ class Dashboard(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        if not trainer.sanity_checking and scores.get("val/map", 0) >= self._best.get("val/map", 0):
+        if not trainer.sanity_checking and scores.get("val/map", 0) > self._best.get("val/map", -1):
             self._best = scores
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

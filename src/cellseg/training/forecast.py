@@ -8,6 +8,8 @@ import time
 
 import lightning.pytorch as pl
 
+from cellseg.task import SegmentationTask
+
 log = logging.getLogger(__name__)
 
 
@@ -20,7 +22,8 @@ class Forecast(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         done = trainer.global_step - self._from
-        left = trainer.estimated_stepping_batches - trainer.global_step
+        assert isinstance(pl_module, SegmentationTask)
+        left = pl_module.total_steps - trainer.global_step
         if self._said or not done or not 0 < left < math.inf:
             return
         self._said = True
