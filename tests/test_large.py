@@ -25,7 +25,7 @@ from cellseg.data.about import About
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.instances import Decoding
-from cellseg.predict import large
+from cellseg.predict import nuclei, pictures, results
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.processes import Processes
 from cellseg.reading import channels, images, intensity, recording, tiff
@@ -88,7 +88,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images of a few tiles are large."""
     for module in (files, tiff, model):
         monkeypatch.setattr(module, "LARGE", 64 * 64)
-    for module in (tiles, large):
+    for module in (tiles, nuclei):
         monkeypatch.setattr(module, "TILE", 128)
     monkeypatch.setattr(tiles, "MARGIN", 64)
 
@@ -292,7 +292,7 @@ def test_fault_12_results_of_a_large_image_are_those_of_the_whole(
 def test_the_overlay_of_a_large_image_shows_it_smaller(
     predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(large, "SIDE", 100)
+    monkeypatch.setattr(nuclei, "SIDE", 100)
     (tmp_path / "in").mkdir()
     picture = np.zeros((300, 260, 3), np.uint8)
     picture[:150], picture[150:, 130:] = (200, 60, 60), (60, 60, 200)  # as of stained tissue
@@ -307,10 +307,21 @@ def test_the_overlay_of_a_large_image_shows_it_smaller(
 
 
 @pytest.mark.usefixtures("small")
+def test_a_large_image_without_nuclei_still_has_its_columns(
+    predict: Predict, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", np.zeros_like(GREY), tile=(64, 64))
+    text = (predict(tmp_path / "in", "out") / "objects.csv").read_text()
+    assert len(text.splitlines()) == 1
+    assert {"area_px", "mean_0", "touches_border"} <= {*text.strip().split(",")}
+
+
+@pytest.mark.usefixtures("small")
 def test_outlines_of_an_image_too_large_for_them_are_left_out_with_a_word(
     predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(large, "LARGEST_OUTLINED", 1000)
+    monkeypatch.setattr(results, "LARGEST_OUTLINED", 1000)
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64))
     out = predict(tmp_path / "in", "out", "--output.formats", "labels,table,geojson,rle")
@@ -327,7 +338,7 @@ def test_labels_too_large_to_be_held_are_the_same_in_32_bits(
     (tmp_path / "in").mkdir()
     tifffile.imwrite(tmp_path / "in" / "a.tif", GREY, tile=(64, 64))
     held = tifffile.imread(predict(tmp_path / "in", "held") / "a_labels.tif")
-    monkeypatch.setattr(large, "LARGEST_NARROWED", 1000)
+    monkeypatch.setattr(results, "LARGEST_NARROWED", 1000)
     streamed = tifffile.imread(predict(tmp_path / "in", "streamed") / "a_labels.tif")
     assert (held.dtype, streamed.dtype) == (np.uint16, np.uint32)
     np.testing.assert_array_equal(held, streamed)
@@ -415,7 +426,7 @@ def test_fault_11_a_narrow_large_image_keeps_its_shape(
     assert tifffile.imread(out / "a_labels.tif").shape == shape
     with Image.open(out / "a_overlay.png") as overlay:
         assert min(overlay.size) >= 1
-        assert max(overlay.size) <= large.SIDE
+        assert max(overlay.size) <= pictures.SIDE
 
 
 @pytest.mark.usefixtures("small")
@@ -578,7 +589,7 @@ def test_a_large_image_is_measured_and_written_in_its_units(
     held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    monkeypatch.setattr(large, "LARGEST_NARROWED", held)
+    monkeypatch.setattr(results, "LARGEST_NARROWED", held)
     shown = np.zeros((60, 80, 3), np.uint8)
     shown[10:20, 10:22] = 200  # 120 px
     about = About(
@@ -586,16 +597,16 @@ def test_a_large_image_is_measured_and_written_in_its_units(
         scale=2.0,
     )  # fmt: skip
     kept: list[str] = []
-    result = large.LargeResult(
+    found = nuclei.LargeNuclei(
         about,
         large_image(shown),
         lambda plane: lambda rows, columns: (shown[None, rows, columns, 0] > 0).astype(np.float32),
         Decoding(min_area=400),  # of what the network sees: 100 px here
         lambda: None,
-        kept.append,
     )
     with Drafts(tmp_path, "a") as drafts:
-        rows = result.write(drafts, {"labels", "probs", "table"}, 0)["rows"]
+        formats = {"labels", "probs", "table"}
+        rows = results.write_results(about, found, drafts, formats, 0, kept.append)[0]["rows"]
         labels = read_recording(drafts.written["a_labels.tif"][0])
         probs = tifffile.imread(drafts.written["a_probs.tif"][0])
     np.testing.assert_array_equal(labels.pixels[0, ..., 0], shown[..., 0] > 0)

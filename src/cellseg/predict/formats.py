@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.predict.drafts import SOFTWARE
-from cellseg.predict.pictures import to_bytes
 
 # Side in px of a tile of a large label image.
 LABEL_TILE = 512
@@ -123,26 +122,24 @@ def _tags(
     }  # fmt: skip
 
 
-def write_probs(path: Path, probs: NDArray[np.float32]) -> None:
-    """Probabilities (..., H, W) as a TIFF of 0 to 255."""
-    import tifffile
-
-    tifffile.imwrite(
-        path, to_bytes(probs), compression="zlib", software=SOFTWARE, photometric="minisblack"
-    )
-
-
 @contextmanager
-def probs_on_disk(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
-    """A file like that of `write_probs`, uncompressed, as an array to be filled in the block."""
+def probs_file(path: Path, shape: tuple[int, ...], large: bool) -> Iterator[NDArray[np.uint8]]:
+    """Probabilities (..., H, W) from 0 to 255 as a TIFF, an array to be filled in the block.
+
+    Where they are large it is on disk, uncompressed.
+    """
     import tifffile
 
-    content = tifffile.memmap(
-        path, shape=shape, dtype=np.uint8, bigtiff=True, software=SOFTWARE,
-        photometric="minisblack", metadata=None,
-    )  # fmt: skip
-    yield content
-    content.flush()
+    tags: dict[str, Any] = {"software": SOFTWARE, "photometric": "minisblack"}
+    if large:
+        tags |= {"bigtiff": True, "metadata": None}
+        mapped = tifffile.memmap(path, shape=shape, dtype=np.uint8, **tags)
+        yield mapped
+        mapped.flush()
+    else:
+        content = np.empty(shape, np.uint8)
+        yield content
+        tifffile.imwrite(path, content, compression="zlib", **tags)
 
 
 def _colours() -> NDArray[np.uint8]:

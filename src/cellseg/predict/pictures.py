@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from cellseg.adapt import to_grid
 from cellseg.predict.drafts import SOFTWARE
 
+# Longest side of an overlay in px.
+SIDE = 2048
 # Bytes of a PNG's signature and of its first chunk, IHDR; other chunks come after them.
 PNG_HEADER = 8 + 25
 # Seen on black, on white, and on the pink and purple of stained tissue.

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,9 @@ from cellseg.instances import decode
 from cellseg.predict.batches import Batches
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.lanes import Lanes
-from cellseg.predict.large import LargeResult
+from cellseg.predict.nuclei import LargeNuclei, Nuclei
 from cellseg.predict.processes import Processes
-from cellseg.predict.results import FORMATS, Result, write_results
+from cellseg.predict.results import FORMATS, write_results
 from cellseg.predict.run import Run
 from cellseg.predict.store import Place
 from cellseg.segmenter import View
@@ -174,20 +175,19 @@ class PredictionWriter(pl.Callback):
         if self.expand and about.pixel_size is None:
             about = about.noted(f"no pixel size: rings are {self.expand:g} px wide")
         with Drafts(dir, about.stem) as drafts:
+            asked = drafts, self.formats, self.expand
             if "large" in batch:
-                kept = LargeResult(
-                    about, batch["large"], prediction["maps"], decoding, self._tick, self._keep
-                ).write(drafts, self.formats, self.expand)
+                maps, image = prediction["maps"], batch["large"]
+                with closing(LargeNuclei(about, image, maps, decoding, self._tick)) as large:
+                    kept, _ = write_results(about, large, *asked, self._keep)
             else:
-                result = Result(
+                nuclei = Nuclei(
                     labels=prediction["labels"],
                     probs=prediction["probs"],
                     image=batch["image"].float().permute(0, 2, 3, 1).numpy(),
                     pixels=batch["pixels"].value.numpy(),
                 )
-                kept, drafts.written = self._lanes.aside(
-                    write_results, about, result, drafts, self.formats, self.expand
-                )
+                kept, drafts.written = self._lanes.aside(write_results, about, nuclei, *asked)
             drafts.move(journal.announce(file, about.stem, drafts.digests))
         for name in {"objects", "rle"} & kept.keys():
             kept[name] = [self._keep(part) for part in kept[name]]
