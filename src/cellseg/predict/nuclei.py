@@ -63,7 +63,7 @@ class LargeNuclei:
 
     Args:
         about: The image.
-        image: Its windows, see `data.large.LargeImage`.
+        image: Its windows, see `reading.large.LargeImage`.
         maps: Gives those of a plane, see `tiles.stitch`.
         decoding: How they become nuclei.
         tick: Called before each tile; what it raises ends the work.
