@@ -36,7 +36,7 @@ from cellseg.segmenter import Segmentation, Segmenter, View
         (500, 1 / 3),
     ],
 )
-def test_the_factor_leads_to_nuclei_that_the_model_knows(diameter: float, scale: float) -> None:
+def test_the_scale_leads_to_nuclei_that_the_model_knows(diameter: float, scale: float) -> None:
     assert scale_for(diameter, trained=20) == scale
     assert scale_for(3 * diameter, trained=60) == scale
 

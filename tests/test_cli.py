@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import lightning.pytorch as pl
@@ -84,7 +85,7 @@ def test_ctrl_c_during_the_imports_ends_at_once() -> None:
     code = """
 import os, signal, sys
 from importlib.abc import MetaPathFinder
-from cellseg.cli import carry_out, main, set_up_logging
+from cellseg.cli import carry_out, main
 
 class CtrlC(MetaPathFinder):
     def find_spec(self, name, path, target=None):
@@ -747,6 +748,22 @@ def test_a_network_and_a_schedule_of_ones_own_go_through_all_commands(
     assert "--predict.runtime openvino computes the U-Net of cellseg" in capfd.readouterr().err
 
 
+def test_a_network_without_buffers_is_kept_when_it_is_stopped(
+    nuclei: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: SegmentationTask, *args: object) -> None:
+        if self.global_step == 3:
+            raise RuntimeError("stop")
+
+    monkeypatch.setattr(OwnNetwork, "on_train_batch_end", stop)
+    data = ("--data.root", nuclei, "--data.crop_size", 64, "--data.crops_per_epoch", 16)
+    quiet = ("--data.batch_size", 4, "--trainer.enable_progress_bar", "false")  # which would stay
+    args = (*data, *quiet, "--trainer.default_root_dir", tmp_path)
+    with pytest.raises(RuntimeError, match="stop"):
+        main([*map(str, ("fit", *args, "--data.num_workers", 0))], model_class=OwnNetwork)
+    assert stored(find_checkpoint(tmp_path))["global_step"] == 3
+
+
 def test_a_network_of_ones_own_does_not_start_from_weights_of_another(
     nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -836,9 +853,22 @@ def test_messages_have_lines_of_their_own_beside_a_progress_bar(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     set_up_logging()
-    with tqdm(total=3, desc="Half", ascii=True, file=sys.stderr) as bar:
+    with tqdm(total=3, desc="Half", ascii=True, file=sys.stderr, position=0) as bar:
         bar.update()
         logging.getLogger("cellseg.data").info("a word")
     before, after = capfd.readouterr().err.split("a word\n")
     assert before.split("\r")[-1].strip() == "" and "Half:" in before  # the bar was wiped
     assert "Half:" in after
+
+
+def test_a_message_that_waits_for_a_bar_does_not_hold_up_others() -> None:
+    set_up_logging()
+    (handler,) = logging.getLogger("cellseg").handlers
+    lane = Thread(target=logging.getLogger("cellseg").info, args=("of a lane",), daemon=True)
+    assert handler.lock is not None
+    with tqdm.get_lock():  # as within a bar, where Ctrl-C comes with a message of its own
+        lane.start()
+        time.sleep(0.3)
+        assert handler.lock.acquire(timeout=5)
+        handler.lock.release()
+    lane.join()

@@ -383,7 +383,7 @@ def test_a_list_names_images_relative_to_itself_and_keeps_missing_ones(tmp_path:
 
 def test_a_list_may_name_images_that_begin_as_comments_do(tmp_path: Path) -> None:
     root = as_folder(tmp_path, ["#1.tif", "b.tif"])
-    (root / "list.txt").write_text("# of Monday\n#1.tif\nb.tif\n")
+    (root / "list.txt").write_text(f"# of Monday{'!' * 300}\n#1.tif\nb.tif\n")
     assert list(files_to_predict(root / "list.txt", [], [])[1]) == ["#1.tif", "b.tif"]
 
 
@@ -594,6 +594,11 @@ def test_predictions_of_plates_with_equal_names_are_told_apart(tmp_path: Path) -
     assert find_predictions(folder, ["p1", "p2"]) == {
         f"p{plate}": folder / name for plate, name in enumerate(names, start=1)
     }
+
+
+def test_predictions_below_the_images_are_not_the_images(tmp_path: Path) -> None:
+    folder = as_folder(tmp_path, ["images/a.png", "masks/a.png", "results/a_labels.tif"])
+    assert find_predictions(folder, ["a"]) == {"a": folder / "results/a_labels.tif"}
 
 
 def test_predictions_of_equal_names_lie_at_different_depths(tmp_path: Path) -> None:

@@ -909,19 +909,14 @@ def test_results_of_images_that_are_gone_stay_and_are_named(
     assert [row["file"] for row in table(tmp_path / "out" / "summary.csv")] == ["a.png"]
 
 
-def test_what_another_file_of_the_stem_left_is_not_taken_for_work_of_the_user(
-    predict: Run, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    for name in ("a.png", "a.jpg", "a.png"):
-        path = save(tmp_path / "in" / name)
-        assert predict("--output.formats", "rois,geojson") == 0
-        path.unlink()
-    assert not [*out.glob("*.edited")]
-    (out / "a.geojson").write_text("{}")
-    save(tmp_path / "in" / "a.jpg")
-    assert predict("--output.formats", "rois,geojson") == 0
-    assert [path.name for path in out.glob("*.edited")] == ["a.geojson.edited"]
+def test_results_of_a_file_whose_former_stem_is_taken_stay(predict: Run, tmp_path: Path) -> None:
+    for name in ("a.png", "a.jpg"):
+        save(tmp_path / "in" / name)
+        assert predict() == 0
+    (tmp_path / "in" / "a.png").unlink()
+    assert predict() == 0  # a.jpg is called as a.png once was
+    assert (tmp_path / "out" / "a.png_labels.tif").is_file()
+    assert (tmp_path / "out" / "a_labels.tif").is_file()
 
 
 def test_a_maximum_is_of_each_time_and_over_time_it_is_told(predict: Run, tmp_path: Path) -> None:

@@ -83,11 +83,12 @@ def _say(error: Exception, code: int) -> int:
 class _BesideProgress(logging.StreamHandler[TextIO]):
     """Gives each message lines of its own, above the bars of what is under way."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Bars are held up first, as Ctrl-C logs amid one of them: so two threads cannot both wait.
         progress = sys.modules.get("tqdm")  # where it was not loaded, there is no bar
         aside = progress.tqdm.external_write_mode(self.stream) if progress else nullcontext()
         with aside:
-            super().emit(record)
+            return super().handle(record)
 
 
 def set_up_logging() -> None:

@@ -253,11 +253,12 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     named = {}
     for sample, stem in stems.items():
         last = PurePosixPath(stem).name
-        named[sample] = found.get(stem) or (bare.get(last, []) if same_name[last] == 1 else [])
-    marked = any(_is_marked(name) for names in named.values() for name in names)
-    for sample, names in named.items():
-        # The image itself may lie beside its labels, and beside those of others.
-        names = [name for name in names if _is_marked(name)] if marked else names
+        named[sample] = [found.get(stem, []), bare.get(last, []) if same_name[last] == 1 else []]
+    if any(_is_marked(name) for both in named.values() for names in both for name in names):
+        # The images themselves may lie beside their labels, and beside those of others.
+        named = {k: [list(filter(_is_marked, names)) for names in v] for k, v in named.items()}
+    for sample, (by_path, by_name) in named.items():
+        names = by_path or by_name
         # Of a.tif and a.ome.tif each has its own, if both are there.
         own = [n for n in names if (".ome" in PurePosixPath(n).name) == sample.endswith(".ome")]
         names = own or names

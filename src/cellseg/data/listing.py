@@ -202,7 +202,7 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
         ) from error
     named = [line.strip().strip("\"'") for line in lines]  # Windows copies paths in quotes
     # A line that begins with # is a comment, unless there is such a file.
-    told = [name for name in named if name and (name[0] != "#" or (source.parent / name).exists())]
+    told = [n for n in named if n and (n[0] != "#" or os.path.exists(source.parent / n))]
     paths = [os.path.abspath(source.parent / name) for name in told]
     if not paths:
         raise InputError(f"--data.predict_dir {source}: the file names no image")

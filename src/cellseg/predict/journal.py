@@ -77,7 +77,6 @@ class Journal:
         self.tables: dict[str, set[str]] = {}
         # Of the lines with digests, for files that are under way or have failed.
         self._digests_at: dict[str, Place] = {}
-        self._last_of: dict[str, str] = {}  # stem to the file that was done last of those of it
         self._kept = (f"tables-{writer}.txt", 0)
         self._times: dict[str, int] = {}
         self._values: dict[str, dict[str, Any]] = {}
@@ -158,20 +157,18 @@ class Journal:
             self._kept = (place[0], place[1] + place[2])
             return place
 
-    def announce(self, file: str, stem: str, digests: Mapping[str, str]) -> dict[str, list[str]]:
+    def announce(self, file: str, digests: Mapping[str, str]) -> dict[str, list[str]]:
         """Tell what the results of a file will hold, before they take their places.
 
         Args:
             file: Its name.
-            stem: What its results are called.
             digests: Of the results, by their names.
 
         Returns:
-            Digests of all that was written under any name for this file before, and for one that
-            it takes the place of, as `a.tif` does of `a.png`.
+            Digests of all that was written under any name for this file before.
         """
         with self._lock:
-            known = self._digests(file) | self._digests(self._last_of.get(stem, file))
+            known = self._digests(file)
             told = {name: sorted({*known.get(name, ()), digests[name]}) for name in digests}
             self._tell({"announced": file, "digests": known | told})
             return known
@@ -285,7 +282,6 @@ class Journal:
         else:
             facts = {**content, "place": place}
             self.entries[file] = Entry(*(facts[name] for name in Entry.__slots__))
-            self._last_of[content["stem"]] = file
 
 
 def _subject(content: Mapping[str, Any]) -> str:

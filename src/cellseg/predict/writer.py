@@ -188,7 +188,7 @@ class PredictionWriter(pl.Callback):
                     pixels=batch["pixels"].value.numpy(),
                 )
                 kept, drafts.written = self._lanes.aside(write_results, about, nuclei, *asked)
-            drafts.move(journal.announce(file, about.stem, drafts.digests))
+            drafts.move(journal.announce(file, drafts.digests))
         for name in {"objects", "rle"} & kept.keys():
             kept[name] = [self._keep(part) for part in kept[name]]
         if "thumbnail" in kept:

@@ -42,7 +42,8 @@ class BestAndLast(ModelCheckpoint):
             # The slash of the metric's name would make a folder.
             auto_insert_metric_name=False,
         )
-        self._buffers: dict[str, Tensor] = {}  # as they were before the batches of a step
+        # As they were before the batches of a step; None before the first.
+        self._buffers: dict[str, Tensor] | None = None
         # Folder of the checkpoint of a run that goes on; set by `application`.
         self.resumed: Path | None = None
 
@@ -103,8 +104,9 @@ class BestAndLast(ModelCheckpoint):
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         # A run that cannot go on, as with another optimiser, has nothing new to keep.
-        has_trained = bool(self._buffers) and trainer.global_step > 0
-        if together and has_trained and _is_sound(pl_module) and trainer.state.fn == "fit":
+        if self._buffers is None or trainer.global_step == 0 or trainer.state.fn != "fit":
+            return
+        if together and _is_sound(pl_module):
             if _rewind(trainer):
                 # Batch normalisation has counted the batches that come again.
                 pl_module.load_state_dict(self._buffers, strict=False)
