@@ -305,6 +305,7 @@ def test_fault_16_one_of_two_processes_cannot_write(tmp_path: Path) -> None:
     assert (out / "plate1").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_fault_1_two_processes_say_once_that_there_is_nothing_to_predict(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     done = run_process(*arguments(tmp_path / "in", tmp_path / "out", *TWO))
@@ -313,7 +314,7 @@ def test_fault_1_two_processes_say_once_that_there_is_nothing_to_predict(tmp_pat
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("victim", [None, 0, SECOND])
+@pytest.mark.parametrize("victim", [pytest.param(None, marks=pytest.mark.slow), 0, SECOND])
 def test_tasks_of_slurm_notice_a_death_by_themselves(
     victim: int | None, images: Path, clean: Path, tmp_path: Path
 ) -> None:
@@ -455,7 +456,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("devices", [(), TWO], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "devices", [pytest.param((), marks=pytest.mark.slow, id="one"), pytest.param(TWO, id="two")]
+)
 def test_fault_16_a_full_disk(
     devices: tuple[str, ...], images: Path, small_disk: Path, tmp_path: Path
 ) -> None:

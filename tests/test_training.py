@@ -150,7 +150,7 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     ("accumulate", "how", "code", "where"),
     [
         (3, "term", 143, "accumulating"),
-        (1, "interrupt", 130, "backward"),
+        pytest.param(1, "interrupt", 130, "backward", marks=pytest.mark.slow),
         (1, "interrupt", 130, "accumulating"),  # before the batch is looked at
     ],
 )
@@ -191,7 +191,9 @@ def test_steps_that_end_within_an_epoch_are_validated_and_tuned(
     assert step_of(find_checkpoint(run)) == 6
 
 
-@pytest.mark.parametrize(("how", "code"), [("term", 143), ("interrupt", 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [pytest.param("term", 143, marks=pytest.mark.slow), ("interrupt", 130)]
+)
 def test_fault_18_stopped_while_validating_it_ends_at_once_and_validates_anew(
     how: str, code: int, tmp_path: Path
 ) -> None:
@@ -680,6 +682,7 @@ def test_fault_28_two_processes(command: str, nuclei: Path, trained: Path, tmp_p
         assert len(summaries[0]) == len(summaries[1]) == count + 1
 
 
+@pytest.mark.slow
 def test_one_validation_image_on_two_processes(nuclei: Path, tmp_path: Path) -> None:
     done = run_process(
         *("fit", "--data.root", nuclei, *SMALL, "--config", "ddp.yaml"),
