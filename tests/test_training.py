@@ -757,6 +757,16 @@ def test_the_precision_recall_curve_counts_pixels_from_each_threshold_on() -> No
     assert curves["tp"][100] == 4
 
 
+def test_of_equal_scores_the_first_is_the_best_as_its_checkpoint_is() -> None:
+    dashboard = Dashboard(images=0)
+    for dice, score in ((0.4, 0.0), (0.3, 0.0), (0.6, 0.2), (0.5, 0.2)):
+        metrics = {"val/map": torch.tensor(score), "val/dice": torch.tensor(dice)}
+        trainer = SimpleNamespace(callback_metrics=metrics, sanity_checking=False)
+        dashboard.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+        best = 0.6 if score else 0.4
+        assert dashboard._best["val/dice"] == pytest.approx(best)
+
+
 def test_the_best_is_tuned_whatever_else_the_user_keeps(
     nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
