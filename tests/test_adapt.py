@@ -275,9 +275,9 @@ def test_nuclei_too_large_to_be_seen_are_looked_for_in_smaller_images(
     assert view.diameter == (pytest.approx(diameter, rel=0.05) if scale < 1 else None)
 
 
-@pytest.mark.parametrize(("covered", "scale"), [(4, 1), (9, 1 / 3)])
+@pytest.mark.parametrize(("covered", "sure", "scale"), [(4, 0.9, 1), (9, 0.9, 1 / 3), (9, 0.8, 1)])
 def test_where_little_is_found_larger_nuclei_are_looked_for(
-    covered: int, scale: float, monkeypatch: pytest.MonkeyPatch
+    covered: int, sure: float, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pieces of a size that the model knows, and seen smaller `covered` times as many pixels.
     image = torch.full((1, 3, 1000, 1000), 0.1)
@@ -285,8 +285,8 @@ def test_where_little_is_found_larger_nuclei_are_looked_for(
     for number in range(4):
         pieces[disk((100 + 200 * number, 100), 10)] = number + 1
         nuclei[disk((100 + 200 * number, 100), 10 * covered**0.5)] = number + 1
-    unsure = np.full((1000, 1000), 0.85, np.float32)
-    seen = {1.0: Segmentation(pieces, unsure), 1 / 3: Segmentation(nuclei, unsure)}
+    probs = [np.full((1000, 1000), each, np.float32) for each in (0.85, sure)]
+    seen = {1.0: Segmentation(pieces, probs[0]), 1 / 3: Segmentation(nuclei, probs[1])}
     monkeypatch.setattr(Segmenter, "segment", lambda self, image, scale: seen[scale])
     view, found = segmenter(20, 4, {}).find(image, False, "auto")
     assert view.scale == scale

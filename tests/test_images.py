@@ -880,7 +880,7 @@ def test_limits_are_percentiles_of_all_channels_together(dtype: type) -> None:
 def test_an_8_bit_image_on_a_bright_background_is_stretched_so_far_only(
     least: int, most: int, low: float
 ) -> None:
-    ramp = np.linspace(least, most, 400).round().astype(np.uint8)
+    ramp = np.roll(np.linspace(least, most, 400).round().astype(np.uint8), 200)
     values = np.broadcast_to(ramp[:, None, None], (400, 40, 1))
     assert intensity_limits(values, (0, 100))[:2] == (pytest.approx(low), most)
     for dtype in (np.uint16, np.float32):  # whose full range is not known
@@ -897,7 +897,9 @@ def nuclei_on_noise() -> np.ndarray:
 
 
 @pytest.mark.parametrize("value", [0, 65535])
-@pytest.mark.parametrize("widths", [((0, 0), (0, 7)), ((30, 0), (0, 50)), ((3, 4), (5, 6))])
+@pytest.mark.parametrize(
+    "widths", [((0, 0), (0, 7)), ((1, 1), (1, 1)), ((30, 0), (0, 50)), ((3, 4), (5, 6))]
+)
 def test_padding_does_not_count(widths: tuple[tuple[int, int], ...], value: int) -> None:
     scene = nuclei_on_noise()
     padded = np.pad(scene, (*widths, (0, 0)), constant_values=value)
@@ -914,11 +916,69 @@ def test_padding_with_what_no_camera_gives_does_not_count() -> None:
     np.testing.assert_allclose(intensity_limits(padded, (1.0, 99.8))[:2], expected)
 
 
+def turned(scene: np.ndarray, angle: int, value: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scene (H, W, 3) turned on a larger canvas, and the place (H, W) of it."""
+    planes = [scene[..., 0].astype(np.int32), np.ones(scene.shape[:2], np.int32)]
+    shown, inside = (
+        np.asarray(Image.fromarray(plane).rotate(angle, expand=True, fillcolor=fill))
+        for plane, fill in zip(planes, (value, 0), strict=True)
+    )
+    return thrice(shown.astype(scene.dtype)), inside > 0
+
+
+@pytest.mark.parametrize("value", [0, 65535])
+@pytest.mark.parametrize("angle", [5, 30])
+def test_the_corners_of_a_turned_image_do_not_count(angle: int, value: int) -> None:
+    padded, inside = turned(nuclei_on_noise(), angle, value)
+    limits = intensity_limits(padded, (1.0, 99.8))
+    np.testing.assert_array_equal(limits[:2], np.percentile(padded[inside], (1.0, 99.8)))
+    result = normalise(padded, limits)
+    assert (result[~inside] == np.median(result[inside])).all()
+    as_it_was = normalise(padded, Limits(*limits[:2]))
+    np.testing.assert_array_equal(result[inside], as_it_was[inside])
+
+
+def test_a_missing_tile_of_a_mosaic_and_what_surrounds_a_round_field_do_not_count() -> None:
+    scene = nuclei_on_noise()
+    rows, columns = np.mgrid[:96, :128]
+    field = np.hypot((rows - 48) / 48, (columns - 64) / 64) < 0.98
+    for inside in ((rows < 60) | (columns < 70), field):
+        for value in (0, 65535):
+            padded = np.where(inside[..., None], scene, value).astype(np.uint16)
+            limits = intensity_limits(padded, (1.0, 99.8))
+            np.testing.assert_array_equal(limits[:2], np.percentile(scene[inside], (1.0, 99.8)))
+
+
+def test_a_scale_bar_is_found_beside_padding_of_its_value() -> None:
+    scene = nuclei_on_noise()
+    scene[88:92, 90:125] = 65535
+    padded = np.pad(scene, ((0, 0), (60, 0), (0, 0)), constant_values=65535)
+    limits = intensity_limits(padded, (1.0, 99.8))
+    assert limits.high < 2000
+    assert (normalise(padded, limits)[88:92, 150:185] < 0.5).all()
+
+
+def test_what_someone_set_to_0_between_nuclei_is_no_padding() -> None:
+    scene = nuclei_on_noise()
+    scene[scene < 500] = 0
+    limits = intensity_limits(scene, (1.0, 99.8))
+    assert limits.padding is None and limits.low == 0
+
+
+def test_padding_is_known_in_a_part_of_its_image() -> None:
+    padded, inside = turned(nuclei_on_noise(), 30, 0)
+    limits = intensity_limits(padded, (1.0, 99.8))
+    whole = normalise(padded, limits)
+    for part in (np.s_[:20, :30], np.s_[40:90, 100:150]):
+        assert (~inside[part]).any()
+        np.testing.assert_array_equal(normalise(padded[part], limits), whole[part])
+
+
 def test_a_background_of_0_is_no_padding() -> None:
     scene = np.zeros((80, 80, 3), np.uint8)
     scene[30:60, 20:60] = RNG.integers(80, 200, (30, 40, 1))
     scene[50:60, 20:40] = 0
-    low, high, _ = intensity_limits(scene, (1.0, 99.8))
+    low, high, *_ = intensity_limits(scene, (1.0, 99.8))
     assert low == 0 and high > 190
 
 
@@ -1038,7 +1098,7 @@ NOISES: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 def test_an_image_of_nothing_but_noise_stays_dim(kind: str, side: int) -> None:
     image = NOISES[kind]((side, side, 1))
     field = image[:side].astype(float)
-    low, high, _ = intensity_limits(image, (1.0, 99.8))
+    low, high, *_ = intensity_limits(image, (1.0, 99.8))
     assert high - low == pytest.approx(12 * field.std(), rel=0.05)
     assert low == pytest.approx(np.percentile(field, 1), rel=0.01)
 
@@ -1046,7 +1106,7 @@ def test_an_image_of_nothing_but_noise_stays_dim(kind: str, side: int) -> None:
 def test_a_stack_of_nothing_but_noise_below_padding_stays_dim() -> None:
     stack = np.zeros((60, 208, 256, 1), np.uint16)
     stack[:, 8:] = RNG.normal(1000, 20, (60, 200, 256, 1))
-    low, high, _ = intensity_limits(stack, (1.0, 99.8))
+    low, high, *_ = intensity_limits(stack, (1.0, 99.8))
     assert high - low == pytest.approx(12 * 20, rel=0.05)
 
 

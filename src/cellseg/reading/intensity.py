@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cellseg.reading.padding import Padding, find_padding, padding_in, without_padding
 from cellseg.reading.recording import LARGE, Array
 from cellseg.reading.scale_bar import ScaleBar, find_bar, without_bar
 
-# If less of an image than this part would be left, its uniform borders are no padding.
-LEAST_INSIDE = 0.1
 # The least range of intensities, as a multiple of the noise. The percentiles 1 and 99.8 of nothing
 # but normal noise are 5.2 of its standard deviations apart; of the Data Science Bowl's images, at
 # least 25.
@@ -36,11 +35,13 @@ class Limits(NamedTuple):
     Attributes:
         low: What becomes 0.
         high: What becomes 1.
-        bar: Its scale bar, which becomes background; None without one.
+        padding: Its padding, which becomes background; None without any.
+        bar: Its scale bar, likewise.
     """
 
     low: float
     high: float
+    padding: Padding | None = None
     bar: ScaleBar | None = None
 
 
@@ -61,30 +62,49 @@ def intensity_limits(image: Array, percentiles: tuple[float, float]) -> Limits:
         The limits; low and high are both 0 where no pixel is finite.
     """
     step = sampling_step(image.shape[:-1])
-    return limits_of(image[..., ::step, ::step, :], percentiles, noise_of(image), step)
+    values = image[..., ::step, ::step, :]
+    padding = find_padding(values)
+    return limits_of(values, percentiles, noise_of(image, padding), padding, step)
 
 
 def limits_of(
-    values: Array, percentiles: tuple[float, float], noise: float, step: int = 1
+    values: Array,
+    percentiles: tuple[float, float],
+    noise: float,
+    padding: Padding | None = None,
+    step: int = 1,
 ) -> Limits:
-    """As `intensity_limits`, of every n-th value (..., H, W, C) of an image with such a noise."""
-    values = without_padding(values)
+    """As `intensity_limits`, of every n-th value (..., H, W, C) of an image.
+
+    Args:
+        values: Every `step`-th pixel of every `step`-th row.
+        percentiles: Low and high, in percent.
+        noise: From `noise_of`.
+        padding: From `find_padding`.
+        step: See `values`.
+    """
     bar = None
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        values = values[np.isfinite(values)]
-        if values.size == 0:
-            return Limits(0, 0)
-    else:
+    padded = padding_in(values, padding) if padding else np.zeros(values.shape[:-1], bool)
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        if padding:
+            background = np.asarray(padding.background, values.dtype)
+            values = np.where(padded[..., None], background, values)
         bar = find_bar(values, step)
         if bar:
             values = without_bar(values, bar._replace(width=bar.width // step))
+    if padding:
+        values = values[~padded]
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+    if values.size == 0:
+        return Limits(0, 0)
     low, middle, high = np.percentile(values, (percentiles[0], 50, percentiles[1])).tolist()
     if values.dtype == np.uint8 and middle > 127 and high > low:  # lit through
         low = min(low, (1 - LIT_RANGE) * high)
-    return Limits(low, max(high, low + NOISE_RANGE * noise), bar)
+    return Limits(low, max(high, low + NOISE_RANGE * noise), padding, bar)
 
 
-def noise_of(image: Array) -> float:
+def noise_of(image: Array, padding: Padding | None = None) -> float:
     """Standard deviation of the noise of (..., H, W, C), in its grey levels.
 
     From the differences of neighbours in as many rows as it takes, and in columns, whichever are
@@ -94,40 +114,19 @@ def noise_of(image: Array) -> float:
     across, down = (min(step, side) for side in image.shape[-3:-1])
     rows = image[..., across // 2 :: across, :, :]
     columns = image[..., down // 2 :: down, :].swapaxes(-2, -3)
-    return max(_noise_along(rows), _noise_along(columns))
+    return max(_noise_along(rows, padding), _noise_along(columns, padding))
 
 
-def _noise_along(rows: Array) -> float:
+def _noise_along(rows: Array, padding: Padding | None) -> float:
     from scipy.stats import trim_mean
 
-    rows = without_padding(rows).astype(np.float64)
+    rows = rows.astype(np.float64)
+    if padding:
+        rows[(rows == padding.value).all(axis=-1)] = np.nan
     with np.errstate(invalid="ignore"):  # infinite less infinite
         differences = np.abs(np.diff(rows, axis=-2)).ravel()
     differences = differences[np.isfinite(differences)]
     return float(trim_mean(differences, NOISE_TRIM)) / NOISE_MEAN if differences.size else 0.0
-
-
-def without_padding(values: Array) -> Array:
-    """Values (..., H, W, C) without the outer rows and columns that are all alike.
-
-    Registration and stitching leave them, and more than the low percentile would be of them. Where
-    they are background, which may be 0, nothing is lost but some of it. Where hardly anything else
-    would be left, as of a black image with hot pixels, they stay.
-    """
-    edges = values[..., 0, :, :], values[..., -1, :, :], values[..., 0, :], values[..., -1, :]
-    if not any((edge == edge[..., :1, :]).all() for edge in edges):  # as of most images: quick
-        return values
-    rows = (values != values[..., :1, :]).any(axis=(-2, -1))
-    inside: Array = values[..., _span(rows), :, :]
-    columns = (inside != inside[..., :1, :, :]).any(axis=(-3, -1))
-    inside = inside[..., _span(columns), :]
-    return inside if inside.size >= LEAST_INSIDE * values.size else values
-
-
-def _span(varied: Array) -> slice:
-    """From the first to the last place of (..., N) with a True; everything where there is none."""
-    places = np.flatnonzero(varied.reshape(-1, varied.shape[-1]).any(axis=0))
-    return slice(places[0], places[-1] + 1) if len(places) else slice(None)
 
 
 def sampling_step(shape: Sequence[int]) -> int:
@@ -150,6 +149,8 @@ def normalise(image: Array, limits: Limits) -> NDArray[np.float32]:
         (..., H, W, C) float32 in [0, 1]; NaN becomes 0.
     """
     low, span = limits.low, max(limits.high - limits.low, _least_span(limits, image.dtype))
+    if limits.padding:
+        image = without_padding(image, limits.padding)
     if limits.bar:
         image = without_bar(image, limits.bar)
     # Floating images in double precision, where the widest range of float32 does not overflow.

@@ -20,8 +20,8 @@ from cellseg.reading.intensity import (
     note_on_holes,
     sampling_step,
     to_tensor,
-    without_padding,
 )
+from cellseg.reading.padding import find_padding, padding_in
 from cellseg.reading.recording import Array, Recording, Windows
 from cellseg.tiles import parts
 
@@ -61,11 +61,12 @@ class LargeImage:
             if recording.colour and channel is None:
                 self._channels, note = colours_of(seen)
                 seen = seen[..., self._channels]
-            noise = noise_of(three(self.recorded(*self.sample)[..., self._channels]))
+            seen, step = three(seen), sampling_step(self.shape)
+            padding = find_padding(seen)
+            noise = noise_of(three(self.recorded(*self.sample)[..., self._channels]), padding)
         finally:
             self.close()
-        step = sampling_step(self.shape)
-        self._limits = limits_of(three(seen), percentiles, noise, step)
+        self._limits = limits_of(seen, percentiles, noise, padding, step)
         notes = [note, note_on_holes(self._holes), note_on_contrast(self._limits, seen.dtype)]
         self.note = "; ".join(filter(None, notes))
 
@@ -112,8 +113,9 @@ class LargeImage:
             top, left = rows.start // step, columns.start // step
             seen[plane, top : top + window.shape[0], left : left + window.shape[1]] = window
             # The border of padding, as beside a mosaic, varies more than nuclei do.
-            inside = without_padding(window).astype(np.float64)
-            spread = float(np.nan_to_num(inside, posinf=0, neginf=0).std())
+            padding = find_padding(window)
+            inside = window[~padding_in(window, padding)] if padding else window
+            spread = float(np.nan_to_num(inside.astype(np.float64), posinf=0, neginf=0).std())
             if spread > most:
                 most, self.sample = spread, (plane, rows, columns)
         return seen
