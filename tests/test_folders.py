@@ -4,6 +4,7 @@ import csv
 import errno
 import os
 import stat
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -656,3 +657,29 @@ def test_predictions_and_labels_as_ome_tiff_are_known(tmp_path: Path) -> None:
         (folder / image).write_bytes(b"")
     left = ["a.ome.tif", "b.tif", "c.ome_labels.tif", "d.ome.tif"]
     assert list(files_to_predict(folder, [], [])[1]) == left
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_pair_in_whatever_form_of_unicode(form: str, other: str, tmp_path: Path) -> None:
+    def named(*names: str, form: str = form) -> list[str]:
+        return [unicodedata.normalize(form, name) for name in names]
+
+    images = named("Müller.tif", "b/é.ome.tif", "c/images/ö.png")
+    masks = named("Müller_labels.tif", "b/é_rois.zip", "c/masks/ö.png", form=other)
+    folder = as_folder(tmp_path, [*images, *masks])
+    samples, missing, orphans = find_samples(open_tree(folder))
+    assert ({s.image: s.masks for s in samples}, missing, orphans) == (
+        {image: (mask,) for image, mask in zip(images, masks, strict=True)},
+        [],
+        [],
+    )
+    ids = named("Müller", "b/é.ome", "c/ö", form="NFC")
+    assert [sample.id for sample in samples] == ids
+    assert list(files_to_predict(folder, [], [])[1]) == sorted(images)
+    assert list(files_to_predict(folder, named("mü*", form=other), [])[1]) == images[:1]
+    # Two files that a Mac takes for one name have results of two names.
+    (one,), (two,) = named("é.png"), named("é.tif", form=other)
+    assert output_stems([one, two]) == {one: one, two: two}
+    results = named("Müller_labels.tif", "é_labels.tif", form=other)
+    found = find_predictions(as_folder(tmp_path / "results", results), ids)
+    assert [path.name for path in found.values()] == results

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,22 @@ def test_a_table_decides_and_what_it_does_not_list_is_left_out(
     assert split.sides == {"train": ["b"], "val": ["ä"], "test": ["c"]}
     assert split.left_out == ["new"]
     assert str(table) in str(split)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_tables_and_patterns_name_images_in_whatever_form_of_unicode(
+    form: str, tmp_path: Path
+) -> None:
+    ids = [f"Müller{number}" for number in range(3)]
+    names = [unicodedata.normalize(form, name) for name in ids]
+    table = tmp_path / "table.csv"
+    rows = [f"{name},{side},{side}" for name, side in zip(names, SIDES, strict=True)]
+    table.write_text("\n".join(["image_id,split,group", *rows]), encoding="utf-8")
+    split = make_split(ids, Recipe(split=str(table)))
+    assert split.sides == {side: [name] for side, name in zip(SIDES, ids, strict=True)}
+    expected = dict(zip(ids, SIDES, strict=True))
+    assert group_of(ids, str(table)) == expected
+    assert group_of(ids, names[0][:-1]) == dict.fromkeys(ids, ids[0][:-1])
 
 
 def test_a_split_says_its_sizes() -> None:

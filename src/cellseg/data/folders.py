@@ -7,11 +7,11 @@ import stat
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from cellseg.data.digests import digest_of
-from cellseg.data.listing import MASKS, PREDICTED, output_stems, stem_of, walk
+from cellseg.data.listing import MASKS, PREDICTED, nfc, output_stems, stem_of, walk
 from cellseg.errors import DAMAGE, InputError
 from cellseg.reading.images import is_image
 from cellseg.reading.recording import unreadable
@@ -29,7 +29,7 @@ class Sample:
     """An annotated image, as names in its `Tree`.
 
     Attributes:
-        id: Unique below the root; in the Kaggle layout the image id.
+        id: Unique below the root, in NFC; in the Kaggle layout the image id.
         image: The image's name.
         masks: One mask a nucleus, or a single one that holds them all.
         whole: Whether the single mask holds all nuclei (binary, or a label image).
@@ -136,7 +136,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
             images += _paired(folder.parent, list(filter(is_image, names)), masks)
         else:
             images += _flat(names)
-    samples = [image for image in images if image.masks]
+    samples = [replace(image, id=nfc(image.id)) for image in images if image.masks]
     missing = [image.image for image in images if not image.masks]
     used = {mask for sample in samples for mask in sample.masks}
     every = {name for names in folders.values() for name in names if _is_mask(name)}
@@ -172,13 +172,13 @@ def _is_mask(name: str) -> bool:
 
 
 class ByStem:
-    """Files by their name without its suffix, and by that without `.ome`, as of OME-TIFF."""
+    """Files by their name without its suffix, in NFC, and by that without `.ome`."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.exact: dict[str, list[str]] = defaultdict(list)
         self.bare: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self.exact[PurePosixPath(name).stem].append(name)
+            self.exact[nfc(PurePosixPath(name).stem)].append(name)
             self.bare[stem_of(name)].append(name)
 
 
@@ -207,7 +207,8 @@ def _masks_of(name: str, masks: ByStem) -> tuple[str, ...]:
     """The mask of an image, if it has one."""
     path = PurePosixPath(name)
     # `predict` names its labels after the whole file where two files share a stem.
-    for table, stems in ((masks.exact, {path.name, path.stem}), (masks.bare, {stem_of(name)})):
+    whole = {nfc(path.name), nfc(path.stem)}
+    for table, stems in ((masks.exact, whole), (masks.bare, {stem_of(name)})):
         own = [
             mask
             for stem in sorted(stems)
@@ -236,7 +237,7 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
     found: dict[str, list[str]] = defaultdict(list)  # by their paths
     bare: dict[str, list[str]] = defaultdict(list)
     for name in sorted(walk(folder)):
-        path = PurePosixPath(name)
+        path = PurePosixPath(nfc(name))
         if is_image(name):
             suffix = next(end for end in (*PREDICTED, "") if stem_of(name).endswith(end))
             stem = stem_of(name).removesuffix(suffix).removesuffix(".ome")

@@ -9,6 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from cellseg.data.listing import nfc
 from cellseg.errors import InputError
 
 
@@ -32,7 +33,7 @@ def group_of(ids: Sequence[str], groups: str | None) -> dict[str, str]:
         table = read_column(Path(groups), "group", "--data.groups")
         return {sample: table.get(sample, sample) for sample in ids}
     try:
-        pattern = re.compile(groups)
+        pattern = re.compile(nfc(groups))
     except re.error as error:
         raise InputError(
             f"--data.groups {groups}: neither a .csv nor a regular expression ({error})"
@@ -60,7 +61,7 @@ def read_column(path: Path, column: str, flag: str) -> dict[str, str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             for row in csv.DictReader(lines):
-                sample, value = row["image_id"], row[column]
+                sample, value = nfc(row["image_id"] or ""), row[column]
                 if not (sample and value):
                     raise InputError(f"{flag} {path}: {sample or 'a row'} has no {column}")
                 if table.setdefault(sample, value) != value:

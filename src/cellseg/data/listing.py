@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
@@ -147,13 +148,13 @@ def _without_results(base: Path, names: Sequence[str]) -> list[str]:
 
     Corrected labels have lost the tag that tells of their origin.
     """
-    stems = {name: os.path.splitext(name)[0].removesuffix(".ome") for name in names}
-    known = {*names, *stems.values(), *(os.path.splitext(name)[0] for name in names)}
+    stems = {name: nfc(os.path.splitext(name)[0].removesuffix(".ome")) for name in names}
+    known = {*map(nfc, names), *stems.values(), *(nfc(os.path.splitext(n)[0]) for n in names)}
     folders = {name.rpartition("/")[0] for name in names}
 
     def belongs(name: str) -> bool:
         ends = [end for end in RESULTS if name.endswith(end)]
-        if any(name.removesuffix(end) in known for end in ends):
+        if any(nfc(name).removesuffix(end) in known for end in ends):
             return True
         marks = [mark for mark in PREDICTED if stems[name].endswith(mark)]
         if any(stems[name].removesuffix(mark) in known for mark in marks):
@@ -177,13 +178,18 @@ def output_stems(names: Sequence[str]) -> dict[str, str]:
     Files of one folder that share a stem, ignoring case, keep their full names.
     """
     short = {name: os.path.splitext(name)[0] for name in names}
-    taken = Counter(each.lower() for each in (*short, *short.values()))
-    return {name: stem if taken[stem.lower()] == 1 else name for name, stem in short.items()}
+    taken = Counter(nfc(each).lower() for each in (*short, *short.values()))
+    return {name: stem if taken[nfc(stem).lower()] == 1 else name for name, stem in short.items()}
+
+
+def nfc(name: str) -> str:
+    """A name as names are compared: in a zip of a Mac the accents are characters of their own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def stem_of(name: str) -> str:
-    """The last part of a path without its suffix, also without `.ome.tif`."""
-    return PurePosixPath(name).stem.removesuffix(".ome")
+    """The last part of a path without its suffix, also without `.ome.tif`, in NFC."""
+    return nfc(PurePosixPath(name).stem).removesuffix(".ome")
 
 
 def _is_below(folder: Path, top: Path) -> bool:
@@ -217,8 +223,8 @@ def _listed(source: Path) -> tuple[Path, list[str]]:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a path or its last part is like one of the patterns, in whatever case."""
-    lower = name.lower()
-    each = (pattern.lower() for pattern in patterns)
+    lower = nfc(name).lower()
+    each = (nfc(pattern).lower() for pattern in patterns)
     return any(fnmatch(lower, p) or fnmatch(PurePosixPath(lower).name, p) for p in each)
 
 
