@@ -104,6 +104,20 @@ def test_classes_of_pixels_are_refused(tmp_path: Path) -> None:
         read_masks(tree, find_samples(tree)[0][0], labels.shape)
 
 
+@pytest.mark.parametrize("rim", ["inner", "outer"])
+def test_classes_of_few_nuclei_and_their_rims_are_refused(rim: str, tmp_path: Path) -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[10:20, 10:20], labels[10:20, 20:30], labels[40:50, 30:40] = 1, 2, 3
+    labels[60, 60] = 3  # a brush slipped
+    classes = np.where(find_boundaries(labels, mode=rim), 2, labels > 0).astype(np.uint8)
+    Image.fromarray(labels).save(tmp_path / "a.png")
+    Image.fromarray(labels).save(tmp_path / "a_labels.png")
+    np.testing.assert_array_equal(load_only(tmp_path), labels)
+    Image.fromarray(classes).save(tmp_path / "a_labels.png")
+    with pytest.raises(InputError, match=r"a_labels\.png: 2 nuclei in .*classes of pixels"):
+        load_only(tmp_path)
+
+
 def test_masks_that_were_compressed_or_smoothed_are_as_large_as_their_nuclei(
     tmp_path: Path,
 ) -> None:

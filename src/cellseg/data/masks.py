@@ -36,9 +36,9 @@ def read_masks(tree: Tree, sample: Sample, shape: tuple[int, int]) -> Array:
         return _numbered(masks[0])
     labels = whole_labels(masks[0])
     nuclei, pieces = int(labels.max()), int(label(labels).max())
-    # One nucleus in many pieces; or two or three values, of classes, that are 255 at most.
-    classes = nuclei < 4 and masks[0].max() == 255 and pieces > 2 * nuclei
-    if pieces > 10 + 2 * nuclei or classes:
+    # One nucleus in many pieces; or two or three values, of classes.
+    classes = (masks[0].max() == 255 and pieces > 2 * nuclei) or _touch_twice(labels)
+    if pieces > 10 + 2 * nuclei or (nuclei < 4 and classes):
         raise InputError(
             f"{sample.masks[0]}: {nuclei} nuclei in {pieces} pieces, as in classes of pixels or "
             "in labels that were smoothed or compressed; save a number a nucleus, without "
@@ -54,6 +54,17 @@ def _is_of_one(mask: Array) -> bool:
     values = np.unique(mask[mask > 0])
     labels = len(values) > 1 and values[-1] == len(values)  # else the border may be soft
     return bool(label(mask > 0).max() < 2 and not labels)
+
+
+def _touch_twice(labels: Array) -> bool:
+    """Whether different labels touch in two places, as nuclei and their rims do all over an image.
+
+    Two or three nuclei touch in one.
+    """
+    from skimage.measure import label, regionprops
+
+    clumps = regionprops(label(labels > 0), labels)
+    return sum(bool(each.intensity_max > each.intensity_min) for each in clumps) > 1
 
 
 def merge_masks(masks: Sequence[Array]) -> Array:
