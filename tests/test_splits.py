@@ -334,6 +334,16 @@ def test_labels_of_known_test_images_are_scored_by_the_projects_split() -> None:
     assert split.sides == make_split(list(digests), Recipe()).sides
 
 
+def test_the_labels_of_one_known_test_image_are_scored(tmp_path: Path) -> None:
+    one = next(sample for sample, row in dsb2018().items() if row["split"] == "test")
+    table = tmp_path / "split.csv"
+    table.write_text(f"image_id,split\n{one},test\n")
+    for recipe in (Recipe(), Recipe(split=str(table))):
+        assert split_in_force({one: "1"}, "test", recipe, labels=True).sides["test"] == [one]
+    with pytest.raises(InputError, match="1 annotated image is too few"):
+        split_in_force({one: "1"}, "fit", Recipe())
+
+
 def test_an_image_that_was_trained_on_is_not_tested_under_another_side() -> None:
     both = {"train": {"1": "a"}, "val": {}, "test": {"1": "a again", "2": "b"}}
     split = split_in_force({"x": "1", "y": "2"}, "test", Recipe(), both)

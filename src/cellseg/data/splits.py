@@ -133,11 +133,6 @@ def make_split(ids: Sequence[str], recipe: Recipe) -> Split:
         InputError: Train or validation would be empty, or the recipe does not fit the samples.
     """
     split, groups = recipe.split, recipe.groups
-    if len(ids) < 2:
-        raise InputError(
-            f"{len(ids)} annotated image is too few to split into training and validation; "
-            "annotate a second one"
-        )
     named = {sample: known(sample)["split"] for sample in ids if known(sample)}
     if named and not recipe.asked:
         return _from_table(ids, named, "the project's split of DSB2018, by field of view")
@@ -231,6 +226,11 @@ def _from_table(ids: Sequence[str], table: Mapping[str, str], name: str) -> Spli
 
 
 def _random(ids: Sequence[str], groups: Mapping[str, str], recipe: Recipe) -> Split:
+    if len(ids) < 2:
+        raise InputError(
+            f"{len(ids)} annotated image is too few to split into training and validation; "
+            "annotate a second one"
+        )
     folds, fold = recipe.folds, recipe.fold
     members: dict[str, list[str]] = defaultdict(list)
     for sample in ids:
