@@ -14,6 +14,7 @@ from skimage.measure import label
 from skimage.segmentation import find_boundaries
 
 from cellseg.data.advice import advise_split, check_annotations, is_half_annotated
+from cellseg.data.annotated import find_annotated
 from cellseg.data.cache import prepare, read_sample
 from cellseg.data.folders import find_samples, open_tree
 from cellseg.data.masks import read_masks
@@ -211,6 +212,39 @@ def test_folders_named_after_sides_are_told_of(
     assert not caplog.text
     advise_split(["Train/a", "day1/a", "test/b", "test/c"])
     assert "The folders Train, test are not taken for the split" in caplog.text
+
+
+def test_fijis_rois_of_any_name_are_those_of_the_only_image(tmp_path: Path) -> None:
+    labels = annotated(tmp_path)
+    write_rois(tmp_path / "RoiSet.zip", labels)
+    np.testing.assert_array_equal(load_only(tmp_path), labels)
+    Image.fromarray(labels).save(tmp_path / "a_labels.png")  # it is of a by its name
+    assert find_samples(open_tree(tmp_path))[0][0].masks == ("a_labels.png",)
+    Image.new("L", (8, 8)).save(tmp_path / "b.png")
+    assert find_samples(open_tree(tmp_path))[1:] == (["b.png"], ["RoiSet.zip"])
+    (tmp_path / "a_labels.png").unlink()
+    with pytest.raises(InputError, match=r"1 mask such as RoiSet\.zip; looked for .*_rois\.zip"):
+        find_samples(open_tree(tmp_path))
+
+
+def test_masks_that_only_cellpose_reads_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = annotated(tmp_path)
+    for name in ("a_seg.npy", "other_seg.npy"):
+        (tmp_path / name).write_bytes(b"")
+    told = "; not read: a_seg.npy, save the masks as PNG or TIFF in Cellpose"
+    with pytest.raises(InputError, match=f"{told}$"):
+        find_samples(open_tree(tmp_path))
+    Image.new("L", (8, 8)).save(tmp_path / "b.png")
+    Image.new("L", (8, 8)).save(tmp_path / "b_masks.png")
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    find_annotated(tmp_path, 0, False, tmp_path / "cache", None, "--data.root")
+    assert f"left out: a.png{told}" in caplog.text
+    Image.fromarray(labels).save(tmp_path / "a_cp_masks.png")
+    caplog.clear()
+    find_annotated(tmp_path, 0, False, tmp_path / "cache", None, "--data.root")
+    assert not caplog.text
 
 
 def test_where_no_image_has_its_mask_it_is_said_what_was_seen(tmp_path: Path) -> None:

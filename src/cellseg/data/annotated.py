@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cellseg.data.cache import prepare
 from cellseg.data.dataset import Annotated
-from cellseg.data.folders import find_samples, open_tree
+from cellseg.data.folders import find_samples, only_in_cellpose, open_tree
 from cellseg.errors import InputError, few
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ def find_annotated(
     tree = open_tree(root, flag)
     samples, missing, orphans = find_samples(tree)
     if missing:
-        log.warning(f"Images without a mask are left out: {few(missing)}")
+        advice = only_in_cellpose(tree, missing)
+        log.warning(f"Images without a mask are left out: {few(missing)}{advice}")
     if orphans:
         log.warning(f"Masks without an image are left out: {few(orphans)}")
     return str(tree.root), [*prepare(tree, samples, cache_dir, channel)]

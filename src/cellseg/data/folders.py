@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from cellseg.data.digests import digest_of
 from cellseg.data.listing import MASKS, PREDICTED, nfc, output_stems, stem_of, walk
-from cellseg.errors import DAMAGE, InputError
+from cellseg.errors import DAMAGE, InputError, counted, few
 from cellseg.reading.images import is_image
 from cellseg.reading.recording import unreadable
 
@@ -20,6 +20,8 @@ LAYOUTS = (
     "<id>/images/*.png with <id>/masks/*.png, images/ and masks/ or labels/ with equal names, "
     "or images beside their <name>_labels.tif, <name>_masks.*, <name>_rois.zip or <name>.geojson"
 )
+# What Fiji calls the outlines of any image.
+ROI_SET = "RoiSet"
 # What annotations end with that are no images.
 OUTLINE_FILES = (".zip", ".roi", ".geojson")
 
@@ -143,12 +145,15 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     unused = sorted(every - used - {image.image for image in images})
     if not samples:
         seen = [
-            f"{len(names)} {what} such as {names[0]}"
+            f"{counted(len(names), what)} such as {names[0]}"
             for what, names in (("images", missing), ("masks", unused))
             if names
         ]
         among = f" among {' and '.join(seen)}" if seen else ""
-        raise InputError(f"{tree.root}: no annotated image found{among}; looked for {LAYOUTS}")
+        raise InputError(
+            f"{tree.root}: no annotated image found{among}; looked for {LAYOUTS}"
+            + only_in_cellpose(tree, missing)
+        )
     by_id: dict[str, Sample] = {}
     image_of: dict[str, str] = {}
     for sample in samples:
@@ -166,9 +171,23 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     return [by_id[key] for key in sorted(by_id)], missing, unused
 
 
+def only_in_cellpose(tree: Tree, missing: Sequence[str]) -> str:
+    """What to do where images have masks only as Cellpose keeps them; else empty.
+
+    Such a file is a pickle: to read one may run a program that is in it.
+    """
+    kept = {str(PurePosixPath(name).with_suffix("")) + "_seg.npy" for name in missing}
+    found = few(sorted(kept.intersection(tree.names)))
+    return found and f"; not read: {found}, save the masks as PNG or TIFF in Cellpose"
+
+
 def _is_mask(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.parent.name in MASKS or stem_of(name).endswith((*PREDICTED, "_rois"))
+    stem = stem_of(name)
+    return (
+        PurePosixPath(name).parent.name in MASKS
+        or stem.endswith((*PREDICTED, "_rois"))
+        or stem == ROI_SET
+    )
 
 
 class ByStem:
@@ -200,7 +219,10 @@ def _flat(names: list[str]) -> Iterator[Sample]:
     ends = (*PREDICTED, "_overlay", "_probs")
     images = [name for name in names if is_image(name) and not stem_of(name).endswith(ends)]
     for name, identity in output_stems(images).items():
-        yield Sample(identity, name, _masks_of(name, of_stem), whole=True)
+        masks = _masks_of(name, of_stem)
+        if len(images) == 1:
+            masks = masks or tuple(mask for mask in of_stem.exact[ROI_SET] if mask != name)
+        yield Sample(identity, name, masks, whole=True)
 
 
 def _masks_of(name: str, masks: ByStem) -> tuple[str, ...]:
