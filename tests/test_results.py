@@ -882,6 +882,7 @@ def test_an_image_that_the_model_is_unsure_of_is_marked(predict: Run, tmp_path: 
     odd, nuclei = table(tmp_path / "out" / "summary.csv")
     assert float(odd["confidence"]) < 0.8 < 0.9 < float(nuclei["confidence"])
     assert odd["unusual"].startswith("confidence below")
+    assert odd["unusual"].endswith("where nuclei are in pieces, give their --data.diameter")
     assert not nuclei["unusual"]
 
 

@@ -37,6 +37,8 @@ LARGEST_OUTLINED = 2**27
 LARGEST_NARROWED = 2**25
 # The confidence of no validation image of nuclei-1 is lower, see `docs/outputs.md`.
 UNSURE = 0.85
+# Grainy nuclei that are much too large for the model fall to pieces, which tell no diameter.
+UNUSUAL = f"confidence below {UNSURE:g}; where nuclei are in pieces, give their --data.diameter"
 
 
 def write_results(
@@ -257,7 +259,7 @@ def summary_row(
         "median_area_px": f"{median:g}" if len(areas) else "",
         "median_diameter_px": f"{equivalent_diameter(median):.1f}" if len(areas) else "",
         "confidence": "" if confidence is None else f"{confidence:.3f}",
-        "unusual": f"confidence below {UNSURE:g}" if unsure else "",
+        "unusual": UNUSUAL if unsure else "",
         "message": about.note,
     }
 
