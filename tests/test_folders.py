@@ -683,3 +683,17 @@ def test_names_pair_in_whatever_form_of_unicode(form: str, other: str, tmp_path:
     results = named("Müller_labels.tif", "é_labels.tif", form=other)
     found = find_predictions(as_folder(tmp_path / "results", results), ids)
     assert [path.name for path in found.values()] == results
+
+
+def test_folders_of_images_and_masks_are_known_in_whatever_case(tmp_path: Path) -> None:
+    names = ["p/Images/a.png", "p/Images/b.png", "p/Masks/a.png", "p/LABELS/b.png"]
+    folder = as_folder(tmp_path, names)
+    samples, missing, left = find_samples(open_tree(folder))
+    assert [(sample.id, sample.masks) for sample in samples] == [
+        ("p/a", (names[2],)),
+        ("p/b", (names[3],)),
+    ]
+    assert missing == left == []
+    assert list(files_to_predict(folder, [], [])[1]) == names[:2]
+    results = as_folder(tmp_path / "of", [f"{name[:-4]}_labels.tif" for name in names[:2]])
+    assert list(find_predictions(results, ["p/a", "p/b"])) == ["p/a", "p/b"]

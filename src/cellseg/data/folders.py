@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from cellseg.data.digests import digest_of
-from cellseg.data.listing import MASKS, PREDICTED, nfc, output_stems, stem_of, walk
+from cellseg.data.listing import MASKS, PREDICTED, folder_of, nfc, output_stems, stem_of, walk
 from cellseg.errors import DAMAGE, InputError, counted, few
 from cellseg.reading.images import is_image
 from cellseg.reading.recording import unreadable
@@ -128,7 +128,7 @@ def find_samples(tree: Tree) -> tuple[list[Sample], list[str], list[str]]:
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
     for name in tree.names:
         if is_image(name) or name.lower().endswith(OUTLINE_FILES):
-            folders[PurePosixPath(name).parent].append(name)
+            folders[PurePosixPath(folder_of(name))].append(name)
     images: list[Sample] = []
     for folder, names in folders.items():
         if folder.name in MASKS and folder.parent / "images" in folders:
@@ -184,7 +184,7 @@ def only_in_cellpose(tree: Tree, missing: Sequence[str]) -> str:
 def _is_mask(name: str) -> bool:
     stem = stem_of(name)
     return (
-        PurePosixPath(name).parent.name in MASKS
+        PurePosixPath(folder_of(name)).name in MASKS
         or stem.endswith((*PREDICTED, "_rois"))
         or stem == ROI_SET
     )
@@ -265,7 +265,8 @@ def find_predictions(folder: Path, ids: Sequence[str]) -> dict[str, Path]:
             stem = stem_of(name).removesuffix(suffix).removesuffix(".ome")
             bare[stem].append(name)
             keys = {str(path.parent / stem)}
-            if path.parent.name == "images":  # which ids leave out; a lone image's is the folder
+            # Which ids leave out; that of a lone image is the folder.
+            if path.parent.name.lower() == "images":
                 above = path.parent.parent
                 keys |= {str(above / stem), above.name}
             for key in keys:

@@ -150,7 +150,7 @@ def _without_results(base: Path, names: Sequence[str]) -> list[str]:
     """
     stems = {name: nfc(os.path.splitext(name)[0].removesuffix(".ome")) for name in names}
     known = {*map(nfc, names), *stems.values(), *(nfc(os.path.splitext(n)[0]) for n in names)}
-    folders = {name.rpartition("/")[0] for name in names}
+    folders = {folder_of(name) for name in names}
 
     def belongs(name: str) -> bool:
         ends = [end for end in RESULTS if name.endswith(end)]
@@ -159,8 +159,7 @@ def _without_results(base: Path, names: Sequence[str]) -> list[str]:
         marks = [mark for mark in PREDICTED if stems[name].endswith(mark)]
         if any(stems[name].removesuffix(mark) in known for mark in marks):
             return True
-        folder = name.rpartition("/")[0]
-        above, slash, own = folder.rpartition("/")
+        above, slash, own = folder_of(name).rpartition("/")
         return own in MASKS and f"{above}{slash}images" in folders
 
     others = {name for name in names if belongs(name)}
@@ -180,6 +179,13 @@ def output_stems(names: Sequence[str]) -> dict[str, str]:
     short = {name: os.path.splitext(name)[0] for name in names}
     taken = Counter(nfc(each).lower() for each in (*short, *short.values()))
     return {name: stem if taken[nfc(stem).lower()] == 1 else name for name, stem in short.items()}
+
+
+def folder_of(name: str) -> str:
+    """The folder of a file; one called Images, Masks or Labels in small letters."""
+    folder = name.rpartition("/")[0]
+    above, slash, own = folder.rpartition("/")
+    return f"{above}{slash}{own.lower()}" if own.lower() in ("images", *MASKS) else folder
 
 
 def nfc(name: str) -> str:
