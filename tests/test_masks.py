@@ -192,6 +192,20 @@ def test_masks_in_black_on_white_are_told(
     assert caplog.text.rstrip().endswith("must not be 0: 1")
 
 
+def test_masks_of_outlines_alone_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = annotated(tmp_path)
+    labels[40:44, 40:44] = 0  # a hole in a nucleus is none
+    monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
+    for mask in (labels, (labels > 0) * 255, find_boundaries(labels, mode="inner") * 255):
+        assert not caplog.text
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "a_mask.png")
+        tree = open_tree(tmp_path)
+        check_annotations(prepare(tree, find_samples(tree)[0], tmp_path / "cache"), to_train=True)
+    assert caplog.text.rstrip().endswith("counts as background; fill them: a")
+
+
 def test_masks_that_are_all_empty_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
