@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -330,22 +332,36 @@ def test_a_run_that_cannot_go_on_leaves_its_checkpoint_alone(
     assert find_checkpoint(run).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (None, "about 1 h 30 min, or less"),
+        ({"hours": 3}, "about 1 h 30 min, or less"),
+        ({"minutes": 50}, "about 1 h 30 min, of which --trainer.max_time leaves 20 min, or less"),
+    ],
+)
 def test_after_an_epoch_it_says_how_long_the_others_take(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    limit: dict[str, int] | None,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cellseg"), "propagate", True)
     caplog.set_level(logging.INFO)
-    clock = iter([100.0, 100.0 + 30 * 60])
-    now = SimpleNamespace(monotonic=lambda: next(clock))
-    monkeypatch.setattr("cellseg.training.forecast.time", now)
-    trainer, task = SimpleNamespace(global_step=500), SegmentationTask(base_channels=4)
-    forecast, task.total_steps = Forecast(), 2500
-    forecast.on_train_start(trainer, task)  # type: ignore[arg-type]
-    for step in (1000, 1500):  # the second one says nothing
-        trainer.global_step = step
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    timer = Timer(limit)
+    trainer = SimpleNamespace(global_step=500, should_stop=False, callbacks=[timer])
+    forecast, task = Forecast(), SegmentationTask(base_channels=4)
+    task.total_steps = 2500
+    for callback in (timer, forecast):
+        callback.on_train_start(trainer, task)
+    now += 30 * 60
+    for step, ends in ((1000, True), (1000, False), (1500, False)):  # it is said once
+        trainer.global_step, trainer.should_stop = step, ends
         forecast.on_train_epoch_end(trainer, task)  # type: ignore[arg-type]
-    (line,) = {*caplog.messages}
-    assert line.startswith("1,500 steps are left: about 1 h 30 min, or less")
+    (line,) = caplog.messages
+    assert line.startswith(f"1,500 steps are left: {said}")
 
 
 @pytest.mark.parametrize(
@@ -574,7 +590,7 @@ def test_early_stopping_ends_a_run_that_no_longer_rises(
     assert cellseg("fit", *args, *stop, "--trainer.max_epochs", 50) == 0
     assert torch.load(find_checkpoint(tmp_path), weights_only=True)["epoch"] == 1
     said = capfd.readouterr().err
-    assert "196 steps are left: about 1 min" in said
+    assert re.search(r"196 steps are left: about \d+ min, or less", said)
     assert "Stopped at step 8: no better val/map in 1 validation;" in said
     more = ("--ckpt_path", "last", "--early_stopping.patience", 9, "--trainer.max_epochs", 4)
     assert cellseg("fit", *args, *more) == 0

@@ -7,6 +7,7 @@ import math
 import time
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
 
 from cellseg.task import SegmentationTask
 
@@ -24,12 +25,20 @@ class Forecast(pl.Callback):
         done = trainer.global_step - self._from
         assert isinstance(pl_module, SegmentationTask)
         left = pl_module.total_steps - trainer.global_step
-        if self._said or not done or not 0 < left < math.inf:
+        if self._said or trainer.should_stop or not done or not 0 < left < math.inf:
             return
         self._said = True
-        minutes = math.ceil((time.monotonic() - self._since) / done * left / 60)
-        duration = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        seconds = (time.monotonic() - self._since) / done * left
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        granted = min((timer.time_remaining() or math.inf for timer in timers), default=math.inf)
+        ends = ", of which --trainer.max_time leaves "
+        limit = ends + _duration(granted) if granted < seconds else ""
         log.info(
-            "%s steps are left: about %s, or less where validation stops getting better",
-            f"{left:,.0f}", duration,
+            "%s steps are left: about %s%s, or less where validation stops getting better",
+            f"{left:,.0f}", _duration(seconds), limit,
         )  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
