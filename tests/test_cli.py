@@ -338,6 +338,13 @@ def test_a_command_that_is_left_no_image_is_refused(
         ("model: {weight_decay: -1}", "weight_decay=-1"),
         ("tuning: {images: -1}", "--tuning.images -1: must not be negative"),
         ("checkpoint: {every_n_epochs: 0}", "--checkpoint.every_n_epochs 0: must be positive"),
+        (
+            "checkpoint: {monitor: val_loss}",
+            "--checkpoint.monitor val_loss: no such value is logged",
+        ),
+        ("checkpoint: {monitor: val_loss}", "did you mean val/loss?"),
+        ("early_stopping: {monitor: mAP}", "--early_stopping.monitor mAP: no such value is logged"),
+        ("early_stopping: {monitor: mAP}", "did you mean val/map?"),
         ("trainer: {accumulate_grad_batches: 0}", "--trainer.accumulate_grad_batches: must be 1"),
         ("trainer: {check_val_every_n_epoch: 0}", "--trainer.check_val_every_n_epoch: must be 1"),
         ("trainer: {enable_checkpointing: false}", "--trainer.enable_checkpointing false: fit"),

@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cellseg.errors import OutputError
 from cellseg.failures import explained
-from cellseg.task import SegmentationTask, warmup_cosine
+from cellseg.task import LOGGED, SegmentationTask, warmup_cosine
 from cellseg.training.dashboard import Dashboard, _add_pr_curve
 from cellseg.training.forecast import Forecast
 from conftest import SMALL, cellseg, find_checkpoint, run_process, write_nuclei
@@ -466,6 +466,8 @@ def test_dashboard_has_every_tag(nuclei: Path, tmp_path: Path) -> None:
     scores = {f"val/{name}" for name in ("loss", "dice", "iou", "map", "ap50", "pq", "aji")}
     train = {f"train/{name}" for name in ("loss", "lr", "images_per_second")}
     assert scores | train <= tags["scalars"]
+    # What may be monitored, and no more.
+    assert {tag for tag in tags["scalars"] if tag.startswith(("train/", "val/"))} == {*LOGGED}
     assert "best/dice" in tags["scalars"]
     assert any(name.startswith("panel/n") for name in tags["images"])
     assert "val/precision_recall" in tags["tensors"]

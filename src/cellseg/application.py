@@ -32,6 +32,7 @@ from cellseg.arguments import (
     find_configs,
     parser_options,
     refuse_empty,
+    refuse_unlogged,
 )
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
@@ -46,7 +47,7 @@ from cellseg.predict.writer import PredictionWriter
 from cellseg.scoring.folds import score_folds
 from cellseg.scoring.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
-from cellseg.task import SegmentationTask
+from cellseg.task import LOGGED, SegmentationTask
 from cellseg.training.allocator import keep_freed_memory
 from cellseg.training.checkpoints import BestAndLast, KeepConfigAndSplit, Patience, WholeCheckpoints
 from cellseg.training.dashboard import Dashboard
@@ -103,8 +104,9 @@ class Application(LightningCLI):
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
         refuse_empty(args)
-        # A class of one's own comes in by a script.
-        program = ["cellseg"] if model_class is SegmentationTask else ["python", sys.argv[0]]
+        # Classes of one's own come in by a script.
+        self.by_script = model_class is not SegmentationTask or [*fence] != [*FENCE]
+        program = ["python", sys.argv[0]] if self.by_script else ["cellseg"]
         self.command = {"command": shlex.join([*program, *args]), "version": __version__}
         self.exit_code = 0
         self.choice: Choice | None = None
@@ -182,6 +184,8 @@ class Application(LightningCLI):
         command, choice = self.config.subcommand, self.choice
         config = self.config[command]
         check(command, config)
+        if command == "fit" and not self.by_script:
+            refuse_unlogged(config, LOGGED)
         if command != "fit":
             for group in TRAINING:
                 config.pop(group)

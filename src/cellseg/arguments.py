@@ -233,6 +233,26 @@ def check(command: str, settings: Namespace) -> None:
         raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
 
 
+def refuse_unlogged(settings: Namespace, logged: Sequence[str]) -> None:
+    """Refuse to watch a value that never comes, which Lightning learns after an epoch at best.
+
+    Args:
+        settings: Of `fit`.
+        logged: The names of all values that come.
+
+    Raises:
+        InputError: A monitor is none of them.
+    """
+    for group in ("checkpoint", "early_stopping"):
+        monitor = settings[group].monitor
+        if monitor not in logged:
+            near = difflib.get_close_matches(monitor.lower(), logged, 1, cutoff=0)[0]
+            raise InputError(
+                f"--{group}.monitor {monitor}: no such value is logged; did you mean {near}? "
+                f"There are {', '.join(logged)}"
+            )
+
+
 def explain(message: str, command: str, known: Sequence[str]) -> str:
     """An error of the parser, with the nearest right word where a word is unknown.
 

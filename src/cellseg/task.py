@@ -24,6 +24,11 @@ from cellseg.nn.unet import UNet
 from cellseg.segmenter import Segmenter
 
 MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
+# By name what a training logs, its dashboard included.
+LOGGED = (
+    *("train/loss", "train/lr", "train/images_per_second"),
+    *(f"val/{name}" for name in ("loss", *MAIN_SCORES)),
+)
 
 
 class SegmentationTask(pl.LightningModule):
