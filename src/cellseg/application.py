@@ -28,11 +28,11 @@ from cellseg.arguments import (
     PredictHelpFormatter,
     bracket_lists,
     check,
+    check_monitors,
     explain,
     find_configs,
     parser_options,
     refuse_empty,
-    refuse_unlogged,
 )
 from cellseg.choice import Choice, choose
 from cellseg.cores import use_granted_cores
@@ -185,7 +185,7 @@ class Application(LightningCLI):
         config = self.config[command]
         check(command, config)
         if command == "fit" and not self.by_script:
-            refuse_unlogged(config, LOGGED)
+            check_monitors(config, LOGGED)
         if command != "fit":
             for group in TRAINING:
                 config.pop(group)

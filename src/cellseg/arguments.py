@@ -233,15 +233,15 @@ def check(command: str, settings: Namespace) -> None:
         raise InputError(f"--seed_everything {seed}: must be a number from 0 to 2**32 - 1")
 
 
-def refuse_unlogged(settings: Namespace, logged: Sequence[str]) -> None:
-    """Refuse to watch a value that never comes, which Lightning learns after an epoch at best.
+def check_monitors(settings: Namespace, logged: Sequence[str]) -> None:
+    """Refuse to watch a value that never comes, and to take the highest loss for the best.
 
     Args:
         settings: Of `fit`.
         logged: The names of all values that come.
 
     Raises:
-        InputError: A monitor is none of them.
+        InputError: A monitor is none of them, or has the wrong mode.
     """
     for group in ("checkpoint", "early_stopping"):
         monitor = settings[group].monitor
@@ -251,6 +251,8 @@ def refuse_unlogged(settings: Namespace, logged: Sequence[str]) -> None:
                 f"--{group}.monitor {monitor}: no such value is logged; did you mean {near}? "
                 f"There are {', '.join(logged)}"
             )
+        if monitor.endswith("/loss") and settings[group].mode == "max":
+            raise InputError(f"--{group}.monitor {monitor}: lowest is best: --{group}.mode min")
 
 
 def explain(message: str, command: str, known: Sequence[str]) -> str:
