@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonargparse
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from cellseg.errors import InputError, OutputError
@@ -20,6 +21,7 @@ NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 # The packages that make a trainer of flags, and check them.
 PARSERS = [Path(str(package.__file__)).parent for package in (jsonargparse, lightning)]
+OPTIMIZERS = Path(torch.optim.__file__).parent
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def explained() -> Iterator[None]:
             raise InputError(f"{str(error.filename)[:80]}…: {error.strerror}") from error
         if isinstance(error, MisconfigurationException):  # by flags that do not go together
             raise InputError(str(error)) from error
-        if str(error).startswith("loaded state dict "):  # torch's optimisers say so
+        if str(error).startswith("loaded state dict ") or _is_of_an_optimizer(error):
             raise InputError(
                 "the training to go on with had another optimiser; the script that it was started "
                 "with goes on, and --model.weights FILE starts anew from its weights"
@@ -56,6 +58,12 @@ def _is_of_a_flag(error: Exception) -> bool:
     files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     ours = Path(__file__).parent
     return _is_in(files[-1], *PARSERS) and all(_is_in(file, ours, *PARSERS) for file in files)
+
+
+def _is_of_an_optimizer(error: Exception) -> bool:
+    """Whether one of torch's, or a schedule, lacks what another one's state does not have."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, KeyError) and _is_in(Path(frames[-1].filename), OPTIMIZERS)
 
 
 def _is_in(file: Path, *packages: Path) -> bool:

@@ -42,8 +42,8 @@ class BestAndLast(ModelCheckpoint):
             # The slash of the metric's name would make a folder.
             auto_insert_metric_name=False,
         )
-        # As they were before the batches of a step; None before the first.
-        self._buffers: dict[str, Tensor] | None = None
+        self._buffers: dict[str, Tensor] = {}  # as they were before the batches of a step
+        self._first_step: int | None = None  # of this run; None before it trains
         # Folder of the checkpoint of a run that goes on; set by `application`.
         self.resumed: Path | None = None
 
@@ -71,6 +71,10 @@ class BestAndLast(ModelCheckpoint):
         paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
         scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
         return {**state_dict, **paths, "dirpath": str(folder), "best_k_models": scores}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._first_step = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -104,7 +108,7 @@ class BestAndLast(ModelCheckpoint):
         # several processes only those stopped by a signal are known to come here together.
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
         # A run that cannot go on, as with another optimiser, has nothing new to keep.
-        if self._buffers is None or trainer.global_step == 0 or trainer.state.fn != "fit":
+        if self._first_step in (None, trainer.global_step) or trainer.state.fn != "fit":
             return
         if together and _is_sound(pl_module):
             if _rewind(trainer):
