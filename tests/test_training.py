@@ -7,6 +7,7 @@ import logging
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cellseg.errors import OutputError
 from cellseg.failures import explained
+from cellseg.instances import Decoding
 from cellseg.task import LOGGED, SegmentationTask, warmup_cosine
 from cellseg.training.dashboard import Dashboard, _add_pr_curve
 from cellseg.training.forecast import Forecast
@@ -250,6 +252,24 @@ def test_a_run_that_is_stopped_while_tuning_is_tuned_by_the_next(
     torch.testing.assert_close(one["state_dict"], other["state_dict"])
     assert cellseg(*fit("parts"), "--ckpt_path", "last") == 0
     assert "Tuned on" not in capfd.readouterr().err
+
+
+def test_fault_18_sigterm_ends_the_tuning(
+    nuclei: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(*args: Any) -> tuple[Decoding, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return Decoding(), 0.0
+
+    monkeypatch.setattr("cellseg.training.tuning.tune", stopped)
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_epochs", 1) == 143
+    assert "Stopped, so not tuned" in capfd.readouterr().err
+    for name in ("best", "last"):
+        assert "tuned" not in torch.load(find_checkpoint(tmp_path, name), weights_only=True)
 
 
 def test_fault_16_a_full_disk_in_fit_is_one_line_and_keeps_what_there_is(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -64,7 +68,8 @@ class Tuning(pl.Callback):
         self.trained = True
         before = {name: value.clone() for name, value in pl_module.state_dict().items()}
         try:
-            self._tune(trainer, pl_module)
+            with _ends_at_sigterm(trainer):
+                self._tune(trainer, pl_module)
         except BaseException:  # these are the weights that the last checkpoint is to have
             pl_module.load_state_dict(before)
             raise
@@ -160,6 +165,26 @@ class Tuning(pl.Callback):
                 probs = pl_module.probs(item["image"][None])[0].half().cpu().numpy()
                 predictions.append((probs, item["labels"].numpy()))
         return predictions
+
+
+@contextmanager
+def _ends_at_sigterm(trainer: pl.Trainer) -> Iterator[None]:
+    """Let SIGTERM end the block; Lightning would look for it before the next batch only."""
+
+    def end(*_: object) -> None:
+        raise SIGTERMException
+
+    # The first of several processes would wait for the others to save with it.
+    if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if trainer.received_sigterm:
+        end()
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _checkpoint_of(trainer: pl.Trainer) -> BestAndLast:
