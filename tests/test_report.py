@@ -385,8 +385,12 @@ def test_folds_of_a_small_set_make_one_report(
     assert "no best checkpoint" in fails("test", "--ckpt_path", root, "--data.root", root)
     # Else images would be scored once by each, also by those that were trained on them.
     folds_of = ("test", "--ckpt_path", tmp_path / "folds", "--data.root")
-    for more in (("--data.test_dir", root), ("--data.folds", 3, "--data.fold", 1)):
-        assert "for other images or another split name one" in fails(*folds_of, root, *more)
+    line = fails(*folds_of, root, "--data.test_dir", root)
+    assert "tested on; for other images or another split name one checkpoint" in line
+    config = next(path for path in (tmp_path / "folds" / "1").rglob("config.yaml"))
+    line = fails(*folds_of, root, "--config", config)
+    assert "tested on; a config of theirs needs --data.folds 0 --data.fold 0 here; for" in line
+    assert cellseg(*folds_of, root, "--config", config, "--data.folds", 0, "--data.fold", 0) == 0
     other = write_nuclei(tmp_path / "other", 3, start=70)
     assert f"nothing of {other}" in fails(*folds_of, other)
     stored["hyper_parameters"]["base_channels"] = 5

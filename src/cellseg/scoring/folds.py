@@ -39,10 +39,12 @@ def score_folds(
     tested = {digest for stored in folds.values() for digest in (stored.split or {})["test"]}
     source, samples = datamodule.annotated()
     unknown = not any(sample.digest() in tested for sample in samples)
-    if datamodule.test_dir or datamodule.recipe.asked or unknown:
+    divided = datamodule.recipe.asked
+    if datamodule.test_dir or divided or unknown:
         raise InputError(
             f"--ckpt_path {report.about['model']}: its runs score what each of them tested on"
             + (f", which is nothing of {source}" if unknown else "")
+            + ("; a config of theirs needs --data.folds 0 --data.fold 0 here" if divided else "")
             + "; for other images or another split name one checkpoint"
         )
     now = asdict(task.decoding)
