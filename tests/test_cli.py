@@ -352,6 +352,7 @@ def test_a_command_that_is_left_no_image_is_refused(
         ),
         ("trainer: {accumulate_grad_batches: 0}", "--trainer.accumulate_grad_batches: must be 1"),
         ("trainer: {check_val_every_n_epoch: 0}", "--trainer.check_val_every_n_epoch: must be 1"),
+        ("trainer: {val_check_interval: 0}", "--trainer.val_check_interval 0: must be more"),
         ("trainer: {enable_checkpointing: false}", "--trainer.enable_checkpointing false: fit"),
         ("trainer: {callbacks: mine.Own}", "trainer.callbacks: mine.Own is not of Lightning"),
         ("trainer: {callbacks: Own}", "trainer.callbacks: there is no class Own"),

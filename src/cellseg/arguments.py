@@ -220,6 +220,8 @@ def check(command: str, settings: Namespace) -> None:
         raise InputError("--trainer.accumulate_grad_batches: must be 1 or more")
     if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
         raise InputError("--trainer.check_val_every_n_epoch: must be 1 or more, or null")
+    if trainer.val_check_interval == 0:
+        raise InputError("--trainer.val_check_interval 0: must be more, or null")
     stage = {"fit": "train", "validate": "val"}.get(command, command)
     limit = f"limit_{stage}_batches"
     if trainer.get(limit) == 0:
