@@ -391,6 +391,17 @@ def test_after_an_epoch_it_says_how_long_the_others_take(
         forecast.on_train_epoch_end(trainer, task)  # type: ignore[arg-type]
     (line,) = caplog.messages
     assert line.startswith(f"1,500 steps are left: {said}")
+    now += 20 * 60  # the least of the limits is over then
+    forecast.on_train_end(trainer, task)  # type: ignore[arg-type]
+    assert (f"Stopped at step {step}: --trainer.max_time" in caplog.text) == ("leaves" in said)
+
+
+def test_a_time_that_is_over_already_is_said(
+    nuclei: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--data.root", nuclei, "--trainer.default_root_dir", tmp_path, *SMALL)
+    assert cellseg("fit", *args, "--trainer.max_time", "00:00:00:00") == 0
+    assert "a higher --trainer.max_time goes on" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

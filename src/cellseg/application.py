@@ -299,6 +299,7 @@ class Application(LightningCLI):
         tuning = self._get(self.config_init, "tuning")
         if not tuning.trained:
             limit = "max_steps" if self.trainer.max_steps >= 0 else "max_epochs"
+            limit = "max_time" if self.trainer.should_stop else limit
             log.info("Trained to its end already; a higher --trainer.%s goes on", limit)
             tuning.make_up(self.trainer, self.model)
 

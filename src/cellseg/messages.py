@@ -25,7 +25,6 @@ LOG_LEVELS = {
     "lightning.fabric": logging.WARNING,
     "lightning.pytorch.callbacks.early_stopping": logging.INFO,  # of one that is to be verbose
     "lightning.pytorch.callbacks.model_summary": logging.INFO,
-    "lightning.pytorch.callbacks.timer": logging.INFO,
     "lightning.pytorch.profilers": logging.INFO,
     "tifffile": logging.CRITICAL,  # what it finds in a damaged file is in that file's error row
 }

@@ -29,14 +29,28 @@ class Forecast(pl.Callback):
             return
         self._said = True
         seconds = (time.monotonic() - self._since) / done * left
-        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-        granted = min((timer.time_remaining() or math.inf for timer in timers), default=math.inf)
+        granted = _granted(trainer)
         ends = ", of which --trainer.max_time leaves "
         limit = ends + _duration(granted) if granted < seconds else ""
         log.info(
             "%s steps are left: about %s%s, or less where validation stops getting better",
             f"{left:,.0f}", _duration(seconds), limit,
         )  # fmt: skip
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if _granted(trainer) <= 0:
+            log.info(
+                "Stopped at step %d: --trainer.max_time is over; --ckpt_path last goes on with a "
+                "longer one",
+                trainer.global_step,
+            )
+
+
+def _granted(trainer: pl.Trainer) -> float:
+    """The seconds that --trainer.max_time leaves; what a resumed run took before counts too."""
+    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in timers]
+    return min((seconds for seconds in left if seconds is not None), default=math.inf)
 
 
 def _duration(seconds: float) -> str:
