@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -299,6 +300,17 @@ def test_fault_23_config_with_foreign_objects_unknown_keys_and_typos(
     line = fails("fit", "--config", config)
     assert "model.base_channels: must be a whole number, not wide" in line
     assert "nowhere.yaml" in fails("fit", "--config", "nowhere.yaml")
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_whose_package_is_missing_is_told_in_few_words(
+    tmp_path: Path, fails: Fails
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("{data: {synthetic: 3}, trainer: {logger: WandbLogger}}")
+    line = fails("fit", "--config", config)
+    assert line.startswith("cellseg: error: lightning.pytorch.loggers.WandbLogger: Requirement")
+    assert line.endswith("pip install -U 'wandb>=0.12.10'`")
 
 
 def test_a_class_refusing_its_arguments_is_a_usage_error(fails: Fails) -> None:

@@ -30,6 +30,7 @@ from cellseg.arguments import (
     check,
     check_monitors,
     explain,
+    explain_class,
     find_configs,
     parser_options,
     refuse_empty,
@@ -232,8 +233,8 @@ class Application(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:  # a class refuses its arguments
-            raise InputError(str(error)) from error
+        except ValueError as error:  # a class refuses its arguments, or lacks a package
+            raise InputError(explain_class(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand].trainer

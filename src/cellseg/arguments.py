@@ -305,6 +305,12 @@ def explain(message: str, command: str, known: Sequence[str]) -> str:
     return f"{key}: no such setting of {command}{hint}"
 
 
+def explain_class(message: str) -> str:
+    """Why a class that a config names cannot be made, without the other types that might be."""
+    reason = re.search(r"Problem with given class_path '(\S+)':\s+(.+)", message)
+    return f"{reason[1]}: {reason[2]}" if reason else message
+
+
 def _kinds(types: str) -> str:
     """Types as the parser names them, in words."""
     words: list[str] = []
