@@ -21,6 +21,7 @@ from cellseg.instances import MAPS, Decoding, decode
 from cellseg.metrics import Scores, compare
 from cellseg.nn.losses import DiceBCELoss
 from cellseg.nn.unet import UNet
+from cellseg.resuming import count_steps, take_rates
 from cellseg.segmenter import Segmenter
 
 MAIN_SCORES = ("dice", "iou", "dice_pooled", "iou_pooled", "ap50", "map", "f1", "pq", "aji")
@@ -119,7 +120,7 @@ class SegmentationTask(pl.LightningModule):
         return logits
 
     def on_train_start(self) -> None:
-        self.total_steps = self._count_steps()
+        self.total_steps = count_steps(self.trainer)
         if self.schedule is not None:
             # Lightning's `LearningRateFinder` sets `lr` when the schedule is there already.
             self.schedule.base_lrs = [self.lr for _ in self.schedule.base_lrs]
@@ -204,21 +205,6 @@ class SegmentationTask(pl.LightningModule):
         )
         return [optimizer], [{"scheduler": self.schedule, "interval": "step"}]
 
-    def _count_steps(self) -> float:
-        """The steps of a whole training, also where earlier ones took more or fewer crops.
-
-        Lightning's estimate takes all epochs of a run that goes on to be as long as its next one.
-        """
-        trainer, loop = self.trainer, self.trainer.fit_loop
-        if trainer.max_epochs is None or trainer.max_epochs < 0:
-            return trainer.estimated_stepping_batches
-        batches, per_step = loop.epoch_loop.batch_progress, trainer.accumulate_grad_batches
-        within = loop.restarted_mid_epoch and not batches.is_last_batch
-        left = max(0, trainer.max_epochs - loop.epoch_progress.current.ready + within)
-        steps = left * math.ceil(trainer.num_training_batches / per_step)
-        steps += trainer.global_step - (batches.current.ready // per_step if within else 0)
-        return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how maps become nuclei, and how they did where this training was scored.
 
@@ -234,17 +220,7 @@ class SegmentationTask(pl.LightningModule):
             return
         self.decoding = Decoding(**checkpoint["scored_with"])
         self.initial_weights = checkpoint.get("initial_weights")
-        # One's own optimiser and schedule may have other rates in each group, or hold more of them.
-        ratio = self.lr / checkpoint["hyper_parameters"]["lr"]
-        for state in checkpoint["optimizer_states"]:
-            for group in state["param_groups"]:
-                for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
-                    group[name] *= ratio
-                if group.get("decayed"):
-                    group["weight_decay"] = self.weight_decay
-        for state in checkpoint.get("lr_schedulers", []):
-            if "base_lrs" in state:
-                state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
+        take_rates(checkpoint, self.lr, self.weight_decay)
 
     def adopt(self, stored: Stored, name: str) -> None:
         """Become a model on disk, which errors call by its name.

@@ -16,6 +16,7 @@ from torch import Tensor
 from cellseg.atomic import as_csv, write_text
 from cellseg.checkpoint import write
 from cellseg.errors import InputError, counted
+from cellseg.resuming import moved, rewind
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +59,8 @@ class BestAndLast(ModelCheckpoint):
             # Elsewhere, as another logger would have it, or where the same folder is named in
             # another way or was moved, it would forget which was the best.
             self.dirpath = str(self.resumed)
-            state_dict = self._moved(state_dict, self.resumed)
+            state_dict = moved(state_dict, self.resumed)
         super().load_state_dict(state_dict)
-
-    @staticmethod
-    def _moved(state_dict: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """What it keeps, with its files in another folder."""
-
-        def here(path: str) -> str:
-            return path and str(folder / Path(path).name)
-
-        paths = {name: here(state_dict[name]) for name in state_dict if name.endswith("_path")}
-        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        return {**state_dict, **paths, "dirpath": str(folder), "best_k_models": scores}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -111,7 +101,7 @@ class BestAndLast(ModelCheckpoint):
         if self._first_step in (None, trainer.global_step) or trainer.state.fn != "fit":
             return
         if together and _is_sound(pl_module):
-            if _rewind(trainer):
+            if rewind(trainer):
                 # Batch normalisation has counted the batches that come again.
                 pl_module.load_state_dict(self._buffers, strict=False)
             self._save_last(trainer)
@@ -141,33 +131,6 @@ class WholeCheckpoints(TorchCheckpointIO):
 def _is_sound(pl_module: pl.LightningModule) -> bool:
     """Whether there is anything to go on with: a loss that overflows leaves no number behind."""
     return all(bool(value.isfinite().all()) for value in pl_module.parameters())
-
-
-def _rewind(trainer: pl.Trainer) -> bool:
-    """Set Lightning's counters back to the last step, or to the start of a stopped validation.
-
-    A run that goes on then repeats each batch whose gradient no step has used.
-
-    Returns:
-        Whether batches will come again that the network has seen.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    batches, seen = loop.batch_progress, loop.val_loop.batch_progress
-    steps = loop.automatic_optimization.optim_progress.optimizer.step.current.completed
-    ahead = batches.current.ready - steps * trainer.accumulate_grad_batches
-    if trainer.validating:
-        # Lightning would leave out images that were scored, or the validation as a whole.
-        for progress in (seen.total, seen.current):  # as within the first image
-            vars(progress).update(ready=1, started=1, processed=0, completed=0)
-    elif ahead > 0:
-        # Lightning would leave out batches whose gradients no step has used yet.
-        started = vars(batches.current)["started"]
-        seen_again = started > steps * trainer.accumulate_grad_batches
-        for progress in (batches.total, batches.current):
-            vars(progress).update(dict.fromkeys(vars(progress), progress.ready - ahead))
-        batches.is_last_batch = False  # it comes again
-        return bool(seen_again)
-    return False
 
 
 class Patience(EarlyStopping):
