@@ -334,14 +334,13 @@ class Application(LightningCLI):
 
     def before_predict(self) -> None:
         writer = self._get(self.config_init, "output")
-        source = self.datamodule.predict_dir
+        source, shard = self.datamodule.search.source, self.datamodule.search.shard
         if source is None:
             raise InputError("predict needs images: --data.predict_dir PATH")
         if writer.dir is None:
             whole = source.resolve() if source.name in ("", "..") else source
             name = whole.stem if whole.is_file() else whole.name
             writer.dir = whole.parent / f"{name}_cellseg"
-        self.datamodule.output_dir = writer.dir
         self.datamodule.left_to_do = writer.left_to_do
         assert self.choice is not None
         model = digest_of(self.choice.path)
@@ -368,7 +367,7 @@ class Application(LightningCLI):
                 "output.formats": sorted(writer.formats),
                 "output.expand": writer.expand,
             },
-            self.datamodule.shard,
+            shard,
             self.trainer.global_rank,
         )
 

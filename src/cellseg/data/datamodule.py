@@ -19,9 +19,8 @@ from cellseg.data.advice import advise_folds, advise_split, check_annotations, c
 from cellseg.data.annotated import find_annotated
 from cellseg.data.cache import default_cache_dir
 from cellseg.data.dataset import Annotated, CropDataset, WholeImageDataset
-from cellseg.data.files import FileDataset, Files, Reading
+from cellseg.data.files import FileDataset, Files, Reading, Search
 from cellseg.data.groups import origins
-from cellseg.data.listing import files_to_predict
 from cellseg.data.samplers import EndlessSampler, ResumableLoader, Share
 from cellseg.data.shards import Shard
 from cellseg.data.splits import SIDES, Recipe, split_in_force
@@ -158,17 +157,13 @@ class NucleiDataModule(pl.LightningDataModule):
         self.num_workers = max(1, min(8, cores() - 1)) if num_workers is None else num_workers
         self.test_dir = test_dir
         self.preds_dir = [Path(folder) for folder in preds_dir or []]
-        self.predict_dir = predict_dir
         # In a YAML file a number is one without quotes.
         channel, plane = None if channel is None else str(channel), str(plane)
         self.reading = Reading(self.percentiles, channel, plane, pixel_size, invert, diameter)
-        self.include = include or []
-        self.exclude = exclude or []
-        self.shard = Shard.parse(shard) if shard is not None else None
-        # Set by `application`: what lies below is not input; and what leaves out, of the files that
-        # are found, those that are done, so that all processes agree.
-        self.output_dir: Path | None = None
-        self.left_to_do: Callable[[Callable[[], Files]], Files] = lambda find: find()
+        part = Shard.parse(shard) if shard is not None else None
+        self.search = Search(predict_dir, include or [], exclude or [], part)
+        # Set by `application`, to leave out what is done.
+        self.left_to_do: Callable[[Search], Files] = Search.find
         # Of the checkpoint, side to {pixel digest: id}; set by `application`.
         self.trained_split: dict[str, dict[str, str]] | None = None
         self.sides: dict[str, list[Annotated]] = {}
@@ -186,8 +181,7 @@ class NucleiDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "predict":
-            # One process looks, since folders shared by several machines differ for seconds.
-            self.files = self.left_to_do(self._find)
+            self.files = self.left_to_do(self.search)
         elif not self.sides:
             self._setup_sides(TrainerFn(stage).value)
 
@@ -298,16 +292,6 @@ class NucleiDataModule(pl.LightningDataModule):
                 root, synthetic, download, self.cache_dir, self.reading.channel, flag
             )
         return self._found[flag]
-
-    def _find(self) -> Files:
-        assert self.predict_dir is not None
-        base, stems = files_to_predict(
-            self.predict_dir, self.include, self.exclude, self.output_dir
-        )
-        own = [name for name in stems if self.shard is None or name in self.shard]
-        part = f"; {len(own)} of them in shard {self.shard}" if self.shard else ""
-        log.info(f"Data: {counted(len(stems), 'images')} below {base}{part}")
-        return Files(base, [*stems], own, [(name, stems[name]) for name in own])
 
     def _setup_sides(self, stage: str) -> None:
         source, annotated = self.annotated()

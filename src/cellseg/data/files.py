@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from torch.utils.data import Dataset
 
 from cellseg.data.about import About
 from cellseg.data.digests import digest_of, size_and_time
-from cellseg.data.listing import readable
-from cellseg.errors import InputError
+from cellseg.data.listing import files_to_predict, readable
+from cellseg.data.shards import Shard
+from cellseg.errors import InputError, counted
 from cellseg.reading.channels import to_rgb_planes
 from cellseg.reading.images import note_on_maximum, planes_of, read_recording, select_planes
 from cellseg.reading.intensity import (
@@ -26,6 +28,8 @@ from cellseg.reading.intensity import (
 )
 from cellseg.reading.large import LargeImage
 from cellseg.reading.recording import LARGE, Recording, unreadable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,32 @@ class Files:
     names: list[str]
     own: list[str]
     todo: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where `predict` looks for files: the arguments of `files_to_predict`, and this run's shard.
+
+    The source is None where the command has none.
+    """
+
+    source: Path | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    shard: Shard | None
+
+    def find(self, output: Path | None = None) -> Files:
+        """What there is, but for what lies below `output`; all of this run's is to be done.
+
+        Raises:
+            InputError: See `files_to_predict`.
+        """
+        assert self.source is not None  # `application` has seen to it
+        base, stems = files_to_predict(self.source, self.include, self.exclude, output)
+        own = [name for name in stems if self.shard is None or name in self.shard]
+        part = f"; {len(own)} of them in shard {self.shard}" if self.shard else ""
+        log.info(f"Data: {counted(len(stems), 'images')} below {base}{part}")
+        return Files(base, [*stems], own, [(name, stems[name]) for name in own])
 
 
 class Held:

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cellseg.data.files import Files
+from cellseg.data.files import Files, Search
 from cellseg.data.listing import readable
 from cellseg.errors import InputError, OutputError
 from cellseg.instances import decode
@@ -79,10 +79,13 @@ class PredictionWriter(pl.Callback):
         self.processes = Processes()
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def left_to_do(self, find: Callable[[], Files]) -> Files:
-        """The files that are found without those that are done; all processes agree on them."""
+    def left_to_do(self, search: Search) -> Files:
+        """The files that a search finds without those that are done; all processes agree on them.
+
+        The first one looks, since folders that machines share differ for seconds.
+        """
         return self.processes.agree(
-            lambda: self.run.left_to_do(find(), self.overwrite, self.verify)
+            lambda: self.run.left_to_do(search.find(self.run.dir), self.overwrite, self.verify)
         )
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
