@@ -1,4 +1,4 @@
-"""The LightningCLI: flags, configs and checkpoints become a task, its data and a trainer."""
+"""What each command does, once its settings are known; see `commands`."""
 
 from __future__ import annotations
 
@@ -7,67 +7,36 @@ import logging
 import os
 import shlex
 import sys
-from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
-from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cellseg import __version__, runtime
-from cellseg.arguments import (
-    CKPT_PATH,
-    DESCRIPTIONS,
-    PredictHelpFormatter,
-    bracket_lists,
-    check,
-    check_monitors,
-    explain,
-    explain_class,
-    find_configs,
-    parser_options,
-    refuse_empty,
-)
-from cellseg.choice import Choice, choose
+from cellseg.arguments import explain_class
+from cellseg.commands import Commands
 from cellseg.cores import use_granted_cores
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.digests import digest_of
 from cellseg.errors import InputError, OutputError
 from cellseg.failures import written_below
-from cellseg.instances import Decoding
 from cellseg.messages import quieten
 from cellseg.predict.run import Run
-from cellseg.predict.writer import PredictionWriter
 from cellseg.scoring.folds import score_folds
 from cellseg.scoring.report import Report, score_folders
 from cellseg.signals import EXIT_CODES
-from cellseg.task import LOGGED, SegmentationTask
+from cellseg.task import SegmentationTask
 from cellseg.training.allocator import keep_freed_memory
-from cellseg.training.checkpoints import BestAndLast, KeepConfigAndSplit, Patience, WholeCheckpoints
-from cellseg.training.dashboard import Dashboard
+from cellseg.training.checkpoints import KeepConfigAndSplit, WholeCheckpoints
 from cellseg.training.forecast import Forecast
-from cellseg.training.tuning import Tuning
 
 log = logging.getLogger(__name__)
-
-# Modules that a config may name classes of, since a `class_path` is code that runs.
-FENCE = ("cellseg", "lightning.pytorch", "lightning.fabric.plugins.environments", "torch.optim")
-# Callbacks of a training, by the group of their flags.
-TRAINING: dict[str, type[Callback]] = {
-    "checkpoint": BestAndLast,
-    "early_stopping": Patience,
-    "dashboard": Dashboard,
-    "tuning": Tuning,
-}
-# Our groups of flags, as far as they may take lists.
-GROUPS = {"data": NucleiDataModule, "output": PredictionWriter}
 
 
 def run(
@@ -77,7 +46,7 @@ def run(
     quieten()
     use_granted_cores()
     try:
-        command = Application([*args], model_class or SegmentationTask, [*FENCE, *allow])
+        command = Application([*args], model_class or SegmentationTask, [*allow])
         if dist.is_initialized():
             dist.destroy_process_group()  # else its threads may abort a process that ends
         return command.exit_code
@@ -89,138 +58,20 @@ def run(
         raise
 
 
-class Application(LightningCLI):
-    """`cellseg` as a LightningCLI; making one runs the command.
-
-    It differs from Lightning's where that surprises: what the user gives wins over what a
-    checkpoint stored, `last` is found in a new process, and each subcommand has the groups of
-    flags that it uses.
-    """
+class Application(Commands):
+    """The LightningCLI: making one parses the arguments and carries out their command."""
 
     model: SegmentationTask
     datamodule: NucleiDataModule
 
     def __init__(
-        self, args: list[str], model_class: type[SegmentationTask], fence: Sequence[str]
+        self, args: list[str], model_class: type[SegmentationTask], allow: Sequence[str]
     ) -> None:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(fence))
-        refuse_empty(args)
-        # Classes of one's own come in by a script.
-        self.by_script = model_class is not SegmentationTask or [*fence] != [*FENCE]
+        self.by_script = model_class is not SegmentationTask or bool(allow)
         program = ["python", sys.argv[0]] if self.by_script else ["cellseg"]
         self.command = {"command": shlex.join([*program, *args]), "version": __version__}
         self.exit_code = 0
-        self.choice: Choice | None = None
-        super().__init__(
-            model_class,
-            NucleiDataModule,
-            args=bracket_lists(find_configs(args), GROUPS),
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={
-                "default_root_dir": "runs",
-                "max_epochs": 30,
-                "log_every_n_steps": 10,
-                "logger": True,
-                "num_sanity_val_steps": 1,
-                "use_distributed_sampler": False,  # `samplers.Share` divides the images
-            },
-            parser_kwargs=parser_options(),
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The four commands, with the arguments of the trainer's methods that are not flags."""
-        skipped = {"weights_only", "return_predictions", "verbose"}
-        return {name: skip | skipped for name, skip in LightningCLI.subcommands().items()}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        self._subcommand_parsers = {}
-        commands = parser.add_subcommands()
-        for name, text in DESCRIPTIONS.items():
-            subparser = self._prepare_subcommand_parser(Trainer, name, **kwargs[name])
-            self._subcommand_parsers[name] = subparser
-            commands.add_subcommand(name, subparser, help=text)
-        self._parser("predict").formatter_class = PredictHelpFormatter
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The groups in the order in which people look for them."""
-        parser.add_lightning_class_args(self._datamodule_class, "data")
-        parser.add_lightning_class_args(self._model_class, "model")
-        parser.add_lightning_class_args(Trainer, "trainer")
-        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items()})
-
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        ckpt_path = parser._option_string_actions["--ckpt_path"]
-        ckpt_path.help = CKPT_PATH[subcommand]
-        ckpt_path.container.title = "The model"  # type: ignore[attr-defined]
-        for group, callback in TRAINING.items():
-            if subcommand == "fit":
-                parser.add_lightning_class_args(callback, group)
-            else:  # a config of a training may have it
-                parser.add_argument(f"--{group}", type=dict, help=SUPPRESS)
-        if subcommand != "fit":
-            parser.add_class_arguments(Decoding, "decode")
-            parser.add_argument(
-                "--predict.runtime", type=runtime.RuntimeName, default="auto", help=runtime.HELP
-            )
-        if subcommand == "predict":
-            parser.add_lightning_class_args(PredictionWriter, "output")
-        return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        try:
-            printed = [arg for arg in args if arg.startswith("--print_config")]
-            self._apply_model(parser, [arg for arg in args if arg not in printed])
-            self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            command = next((arg for arg in args if arg in DESCRIPTIONS), "fit")
-            known = [action.dest for action in self._parser(command)._actions]
-            raise InputError(explain(str(error), command, known)) from error
-        command, choice = self.config.subcommand, self.choice
-        config = self.config[command]
-        check(command, config)
-        if command == "fit" and not self.by_script:
-            check_monitors(config, LOGGED)
-        if command != "fit":
-            for group in TRAINING:
-                config.pop(group)
-        if choice is not None:
-            # Of a checkpoint, Lightning restores what tasks and callbacks of one's own have saved.
-            is_checkpoint = choice.path.suffix != ".safetensors"
-            restored = choice.resumes or (command != "fit" and is_checkpoint)
-            config.ckpt_path = str(choice.path) if restored else None
-        if command != "fit" or config.ckpt_path:
-            config.model.pop("weights", None)
-
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
-
-    def _apply_model(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Make what the model on disk says the default of each flag that the user left out."""
-        given = parser.parse_args(args, defaults=False)
-        flags, subparser = given[given.subcommand], self._parser(given.subcommand)
-        self.given = set(flags.keys())
-        for flag in ("data.preds_dir", "data.test_dir"):
-            if given.subcommand == "validate" and flags.get(flag):
-                raise InputError(f"--{flag} is for test, not for validate")
-        if given.subcommand == "test" and flags.get("data.preds_dir"):
-            if flags.get("ckpt_path"):
-                raise InputError(
-                    "--data.preds_dir scores what is there already; leave out --ckpt_path"
-                )
-            return
-        root = flags.get("trainer.default_root_dir", self.trainer_defaults["default_root_dir"])
-        self.choice = choose(given.subcommand, flags, str(root))
-        if self.choice is not None:
-            known = {action.dest for action in subparser._actions}
-            defaults = self.choice.defaults
-            subparser.set_defaults({key: defaults[key] for key in known & defaults.keys()})
+        super().__init__(args, model_class, allow)
 
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
