@@ -59,7 +59,10 @@ def run(
 
 
 class Application(Commands):
-    """The LightningCLI: making one parses the arguments and carries out their command."""
+    """The LightningCLI: making one parses the arguments and carries out their command.
+
+    The methods stand in the order in which Lightning calls them.
+    """
 
     model: SegmentationTask
     datamodule: NucleiDataModule
@@ -137,6 +140,21 @@ class Application(Commands):
             reading = self.datamodule.reading
             self.model.adaptation = reading.invert, reading.diameter
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        root = Path(self.trainer.default_root_dir)
+        with written_below(root.absolute()):
+            if subcommand == "test" and self.datamodule.preds_dir:
+                score_folders(self.datamodule, root, self.command)
+            else:
+                super()._run_subcommand(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False  # `Report` prints a table
+        # Kept predictions would fill the memory.
+        return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
+
     def before_fit(self) -> None:
         if self.datamodule.test_dir or self.datamodule.preds_dir:
             log.warning("--data.test_dir and --data.preds_dir are for test; fit does without them")
@@ -154,14 +172,6 @@ class Application(Commands):
             limit = "max_time" if self.trainer.should_stop else limit
             log.info("Trained to its end already; a higher --trainer.%s goes on", limit)
             tuning.make_up(self.trainer, self.model)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        root = Path(self.trainer.default_root_dir)
-        with written_below(root.absolute()):
-            if subcommand == "test" and self.datamodule.preds_dir:
-                score_folders(self.datamodule, root, self.command)
-            else:
-                super()._run_subcommand(subcommand)
 
     def before_validate(self) -> None:
         assert self.choice is not None
@@ -197,16 +207,16 @@ class Application(Commands):
         model = digest_of(self.choice.path)
         computed_by = self.runtime.choose(self.trainer, self.model)
         writer.run = Run(
-            writer.dir,
-            writer.formats,
-            {
+            dir=writer.dir,
+            formats=writer.formats,
+            about={
                 **self.command,
                 "model": self.choice.name,
                 "model_sha256": model,
                 "runtime": computed_by,
                 "settings": json.loads(self._config_text(format="json")),
             },
-            {
+            settings={
                 "model": model,
                 "version": __version__,
                 "precision": self.trainer.precision,
@@ -218,8 +228,8 @@ class Application(Commands):
                 "output.formats": sorted(writer.formats),
                 "output.expand": writer.expand,
             },
-            shard,
-            self.trainer.global_rank,
+            shard=shard,
+            rank=self.trainer.global_rank,
         )
 
     def after_predict(self) -> None:
@@ -232,13 +242,6 @@ class Application(Commands):
             raise OutputError(stopped)
         failed = writer.run.finish(self.datamodule.files)
         self.exit_code = EXIT_CODES[stopped] if stopped else 1 if failed else 0
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
-        if subcommand in ("validate", "test"):
-            kwargs["verbose"] = False  # `Report` prints a table
-        # Kept predictions would fill the memory.
-        return kwargs | ({"return_predictions": False} if subcommand == "predict" else {})
 
     def _config_text(self, format: str = "yaml") -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand]

@@ -51,7 +51,7 @@ class Commands(LightningCLI):
 
     It differs from Lightning's where that surprises: what the user gives wins over what a
     checkpoint stored, `last` is found in a new process, and each subcommand has the groups of
-    flags that it uses.
+    flags that it uses. The methods stand in the order in which they are called.
 
     Attributes:
         choice: The model on disk that the command uses; None where `fit` starts from scratch, and
@@ -110,13 +110,6 @@ class Commands(LightningCLI):
             if name == "predict":  # now, since adding it sets the formatter of the whole
                 subparser.formatter_class = PredictHelpFormatter
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The groups in the order in which people look for them."""
-        parser.add_lightning_class_args(self._datamodule_class, "data")
-        parser.add_lightning_class_args(self._model_class, "model")
-        parser.add_lightning_class_args(Trainer, "trainer")
-        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items()})
-
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
@@ -137,6 +130,13 @@ class Commands(LightningCLI):
         if subcommand == "predict":
             parser.add_lightning_class_args(PredictionWriter, "output")
         return parser
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The groups in the order in which people look for them."""
+        parser.add_lightning_class_args(self._datamodule_class, "data")
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{k}": v for k, v in self.trainer_defaults.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -163,9 +163,6 @@ class Commands(LightningCLI):
         if command != "fit" or config.ckpt_path:
             config.model.pop("weights", None)
 
-    def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let what the checkpoint stored override the user's flags."""
-
     def _apply_model(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Make what the model on disk says the default of each flag that the user left out."""
         given = parser.parse_args(args, defaults=False)
@@ -186,3 +183,6 @@ class Commands(LightningCLI):
             known = {action.dest for action in subparser._actions}
             defaults = self.choice.defaults
             subparser.set_defaults({key: defaults[key] for key in known & defaults.keys()})
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let what the checkpoint stored override the user's flags."""

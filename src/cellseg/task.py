@@ -215,7 +215,7 @@ class SegmentationTask(pl.LightningModule):
             checkpoint["initial_weights"] = self.initial_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the learning rate and weight decay of this run win over the stored ones."""
+        """Go on with a training, but with the learning rate and weight decay of this run."""
         if self._trainer is None or not self.trainer.training:
             return
         self.decoding = Decoding(**checkpoint["scored_with"])

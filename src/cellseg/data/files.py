@@ -1,4 +1,4 @@
-"""The image files to predict, as a dataset."""
+"""The image files to predict: which there are, and a dataset of them."""
 
 from __future__ import annotations
 
