@@ -69,13 +69,10 @@ class Commands(LightningCLI):
     ) -> None:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*FENCE, *allow])
         refuse_empty(args)
-        args = bracket_lists(find_configs(args), GROUPS)
-        # Without a command in front, the parser may find any later on.
-        self._with_flags = args[:1] if args[0] in DESCRIPTIONS else [*DESCRIPTIONS]
         super().__init__(
             model_class,
             NucleiDataModule,
-            args=args,
+            args=bracket_lists(find_configs(args), GROUPS),
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
@@ -101,14 +98,10 @@ class Commands(LightningCLI):
         self._subcommand_parsers = {}
         commands = parser.add_subcommands()
         for name, text in DESCRIPTIONS.items():
-            if name in self._with_flags:
-                subparser = self._prepare_subcommand_parser(Trainer, name, **kwargs[name])
-                self._subcommand_parsers[name] = subparser
-            else:  # to know its flags takes a tenth of a second
-                subparser = self.init_parser(**kwargs[name])
+            subparser = self._prepare_subcommand_parser(Trainer, name, **kwargs[name])
+            self._subcommand_parsers[name] = subparser
             commands.add_subcommand(name, subparser, help=text)
-            if name == "predict":  # now, since adding it sets the formatter of the whole
-                subparser.formatter_class = PredictHelpFormatter
+        self._parser("predict").formatter_class = PredictHelpFormatter
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
