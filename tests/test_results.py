@@ -886,6 +886,29 @@ def test_an_image_that_the_model_is_unsure_of_is_marked(predict: Run, tmp_path: 
     assert not nuclei["unusual"]
 
 
+@pytest.mark.parametrize("gain", [1, 3])
+def test_saturated_nuclei_are_told(gain: int, predict: Run, tmp_path: Path) -> None:
+    grey = np.asarray(Image.fromarray(generate(3, size=128)[0]).convert("L")).astype(int)
+    limit = 4095  # of a camera of 12 bits
+    dark, bright = (
+        np.clip(grey * factor, 0, limit).astype(np.uint16) for factor in (12, 12 * gain)
+    )
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(
+        tmp_path / "in" / "a.tif", np.stack([dark, bright]), imagej=True,
+        metadata={"axes": "CYX", "Labels": ["DAPI", "GFP"]},
+    )  # fmt: skip
+    assert predict() == 0
+    (row,) = table(tmp_path / "out" / "summary.csv")
+    nuclei = table(tmp_path / "out" / "objects.csv")
+    reached = sum(float(each["max_GFP"]) == limit for each in nuclei)
+    assert (reached > 3) == (gain > 1)
+    said = (
+        f"saturated: {reached} of {len(nuclei)} nuclei reach 4095, the highest value of channel GFP"
+    )
+    assert row["message"] == (said if gain > 1 else "")
+
+
 def test_results_of_images_that_are_gone_stay_and_are_named(
     predict: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 
 from cellseg.atomic import as_csv
 from cellseg.data.about import About
-from cellseg.instances import equivalent_diameter, narrow
+from cellseg.instances import narrow
 from cellseg.predict.drafts import Drafts
 from cellseg.predict.formats import probs_file, write_label_strips, write_labels
 from cellseg.predict.measure import measure, touches_border
 from cellseg.predict.nuclei import LargeNuclei, Nuclei
 from cellseg.predict.pictures import SIDE, shrunk, thumbnail, to_bytes, write_overlay
+from cellseg.predict.summary import (
+    INTENSITIES,
+    diameter_counts,
+    note_on_saturation,
+    summary_row,
+)
 from cellseg.tiles import Piece
 
 Array = NDArray[Any]
@@ -35,10 +41,6 @@ LARGEST_OUTLINED = 2**27
 # And of the largest that is held whole for the 16 bits that ImageJ reads: whether there are no more
 # nuclei than they count is known at the end.
 LARGEST_NARROWED = 2**25
-# The confidence of no validation image of nuclei-1 is lower, see `docs/outputs.md`.
-UNSURE = 0.85
-# Grainy nuclei that are much too large for the model fall to pieces, which tell no diameter.
-UNUSUAL = f"confidence below {UNSURE:g}; where nuclei are in pieces, give their --data.diameter"
 
 
 def write_results(
@@ -117,6 +119,7 @@ class _Found:
         areas: Of the nuclei of each plane.
         tables: As `keep` gives them, where they are wanted.
         measured: The measurements of each piece, where GeoJSON needs them.
+        intensities: Of those of the plane at hand, where they are measured: `INTENSITIES`.
         picture: The overlay of the plane with the most nuclei, where it is wanted.
     """
 
@@ -129,6 +132,7 @@ class _Found:
     areas: list[Array] = field(default_factory=list)
     tables: list[Any] = field(default_factory=list)
     measured: list[dict[str, Array]] = field(default_factory=list)
+    intensities: list[dict[str, Array]] = field(default_factory=list)
     picture: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((1, 1, 3), np.uint8))
 
     def strips(
@@ -142,6 +146,7 @@ class _Found:
         """
         for plane in range(self.nuclei.shape[0]):
             pieces: list[tuple[Array, float]] = []
+            self.intensities.clear()
             drawn: list[NDArray[np.uint8]] = []
             row = 0
             for labels, foreground in self.nuclei.strips(plane, partial(self._take, plane, pieces)):
@@ -160,8 +165,9 @@ class _Found:
             if drawn and len(areas) > max(map(len, self.areas), default=-1):
                 self.picture = np.concatenate(drawn)
             self.areas.append(areas)
+            about = self.about.noted(note_on_saturation(self.intensities, self.about))
             shape = self.nuclei.shape[1:]
-            self.rows.append(summary_row(self.about, plane, shape, areas, confidence))
+            self.rows.append(summary_row(about, plane, shape, areas, confidence))
 
     def _take(self, plane: int, pieces: list[tuple[Array, float]], piece: Piece) -> None:
         """Note the areas and the summed probability of a piece's nuclei, and measure them."""
@@ -173,6 +179,7 @@ class _Found:
             return
         # The ring alone depends on the others.
         columns = self._measure(plane, piece, piece.labels if self.expand else own)
+        self.intensities.append({n: v for n, v in columns.items() if n.startswith(INTENSITIES)})
         if "geojson" in self.formats:
             self.measured.append(columns)
         # An image without nuclei has a header in the table, which tells its columns.
@@ -236,39 +243,6 @@ def write_outlines(
     # As the competition lays its images out, whose ids have no folders.
     image_id = name if about.stem == f"{name}/images/{name}" else about.stem
     return {"rle": [as_csv(outlines.rle_rows(image_id, labels, about.planes))]}
-
-
-def summary_row(
-    about: About,
-    place: int,
-    shape: Sequence[int],
-    areas: Array,
-    confidence: float | None,
-) -> dict[str, Any]:
-    """The row of one plane, of shape (H, W); its confidence is None without nuclei."""
-    median = float(np.median(areas)) if len(areas) else 0.0
-    unsure = confidence is not None and confidence < UNSURE
-    return {
-        "file": about.file,
-        "plane": about.plane_names[place],
-        "status": "ok",
-        "height": shape[0],
-        "width": shape[1],
-        "scale": f"{about.scale:.3g}",
-        "nuclei": len(areas),
-        "median_area_px": f"{median:g}" if len(areas) else "",
-        "median_diameter_px": f"{equivalent_diameter(median):.1f}" if len(areas) else "",
-        "confidence": "" if confidence is None else f"{confidence:.3f}",
-        "unusual": UNUSUAL if unsure else "",
-        "message": about.note,
-    }
-
-
-def diameter_counts(areas: Sequence[Array]) -> list[int]:
-    """How many nuclei have an equivalent diameter that rounds to 0, 1, 2, … px."""
-    diameters = equivalent_diameter(np.concatenate(areas))
-    counts: list[int] = np.bincount(np.rint(diameters).astype(int)).tolist()
-    return counts
 
 
 def table_text(file: str, plane: str, columns: Mapping[str, Array]) -> str:
