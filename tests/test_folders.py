@@ -17,12 +17,13 @@ from PIL import Image
 
 from cellseg.data.cache import read_sample
 from cellseg.data.files import FileDataset, Reading
-from cellseg.data.folders import Sample, Tree, find_predictions, find_samples, open_tree
+from cellseg.data.folders import Sample, Tree, find_samples, open_tree
 from cellseg.data.listing import files_to_predict, output_stems
 from cellseg.data.synthetic import generate
 from cellseg.errors import InputError
 from cellseg.predict.formats import write_labels
 from cellseg.predict.pictures import write_overlay
+from cellseg.scoring.predictions import find_predictions
 
 DSB2018 = Path(__file__).resolve().parents[2] / "shared" / "data" / "dsb2018"
 

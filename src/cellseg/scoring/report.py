@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from cellseg.data.datamodule import NucleiDataModule
 from cellseg.data.dataset import Annotated
-from cellseg.data.folders import find_predictions
 from cellseg.data.masks import whole_labels
 from cellseg.errors import InputError, few
 from cellseg.metrics import compare
 from cellseg.reading.images import read_labels
 from cellseg.reading.intensity import intensity_limits, normalise
 from cellseg.scoring.files import comparison, write_report
+from cellseg.scoring.predictions import find_predictions
 from cellseg.scoring.scored import Scored, add, worst
 
 log = logging.getLogger(__name__)
