@@ -97,7 +97,7 @@ def test_two_rectangles_in_closed_form() -> None:
     assert result["pq"] == result["aji"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("percent", THRESHOLDS)
+@pytest.mark.parametrize("percent", range(50, 100, 5))
 def test_an_iou_of_exactly_the_threshold_is_no_match(percent: int) -> None:
     target, preds = np.zeros((2, 10, 10), int)
     target[:] = 1

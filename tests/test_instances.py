@@ -104,6 +104,20 @@ def test_a_contour_parts_two_nuclei_and_belongs_to_them() -> None:
     assert decode(maps, Decoding(marker=0.05, min_area=0)).max() == 1
 
 
+@pytest.mark.parametrize("valley", [10, 16, 20])
+def test_nuclei_part_where_the_interior_is_lowest(valley: int) -> None:
+    maps = np.zeros((2, 12, 32))
+    maps[0, 1:11, 1:31] = 1
+    columns = np.arange(1, 31)
+    slope = np.where(columns < valley, columns / valley, (31 - columns) / (31 - valley))
+    maps[1, 1:11, 1:31] = 0.9 * slope  # 0 at both ends
+    labels = decode(maps, Decoding(marker=0.8, min_area=1, min_confidence=0))
+    first, second = (np.flatnonzero((labels == number).any(axis=0)) for number in (1, 2))
+    assert labels.max() == 2
+    assert first[-1] + 1 == second[0]
+    assert abs(second[0] - valley) <= 1
+
+
 @pytest.mark.parametrize("corner", [(3, 3), (3, 0)])
 def test_nuclei_that_touch_at_a_corner_are_one(corner: tuple[int, int]) -> None:
     probs = np.zeros((1, 8, 8))
