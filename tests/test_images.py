@@ -965,6 +965,14 @@ def test_what_someone_set_to_0_between_nuclei_is_no_padding() -> None:
     assert limits.padding is None and limits.low == 0
 
 
+def test_what_surrounds_a_nucleus_that_was_cut_out_is_no_padding() -> None:
+    rows, columns = np.mgrid[:80, :80]
+    nucleus = np.hypot(rows - 40, columns - 40) < 34
+    scene = thrice(np.where(nucleus, RNG.normal(140, 20, (80, 80)), 0).astype(np.uint8))
+    limits = intensity_limits(scene, (1.0, 99.8))
+    assert limits.padding is None and limits.low == 0
+
+
 def test_padding_is_known_in_a_part_of_its_image() -> None:
     padded, inside = turned(nuclei_on_noise(), 30, 0)
     limits = intensity_limits(padded, (1.0, 99.8))

@@ -12,6 +12,8 @@ from cellseg.reading.recording import Array
 # The least part of the image's border that is padding, and of its area that is not.
 LEAST_BORDER = 0.05
 LEAST_INSIDE = 0.3
+# Fewer pixels that are not padding may be one nucleus, or a few that touch, cut out onto black.
+LEAST_PIXELS = 64 * 64
 # At most this part of all else has its value too.
 SCATTERED = 0.02
 # How far beyond the values of all else it lies at least, as a part of the range of those.
@@ -53,7 +55,8 @@ def find_padding(values: Array) -> Padding | None:
     scattered, inside = (same & ~padded).sum(), (~padded).sum()
     others = values[~same]
     others = others[np.isfinite(others).all(axis=-1)]
-    if len(others) < LEAST_INSIDE * padded.size or scattered > SCATTERED * inside:
+    least = max(LEAST_INSIDE * padded.size, LEAST_PIXELS)
+    if len(others) < least or scattered > SCATTERED * inside:
         return None
     low, background, high = np.percentile(others.astype(float), (1, 50, 99), axis=0)
     distance = np.maximum(low - value, value - high)
