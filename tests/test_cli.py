@@ -357,10 +357,11 @@ def test_a_command_that_is_left_no_image_is_refused(
         ("checkpoint: {monitor: val_loss}", "did you mean val/loss?"),
         ("early_stopping: {monitor: mAP}", "--early_stopping.monitor mAP: no such value is logged"),
         ("early_stopping: {monitor: mAP}", "did you mean val/map?"),
-        ("checkpoint: {monitor: val/loss}", "val/loss: lowest is best: --checkpoint.mode min"),
+        ("checkpoint: {mode: min}", "val/map: needs --checkpoint.mode max"),
+        ("checkpoint: {monitor: val/loss}", "val/loss: needs --checkpoint.mode min"),
         (
             "early_stopping: {monitor: val/loss}",
-            "val/loss: lowest is best: --early_stopping.mode min",
+            "val/loss: needs --early_stopping.mode min",
         ),
         ("trainer: {accumulate_grad_batches: 0}", "--trainer.accumulate_grad_batches: must be 1"),
         ("trainer: {check_val_every_n_epoch: 0}", "--trainer.check_val_every_n_epoch: must be 1"),

@@ -965,6 +965,14 @@ def test_what_someone_set_to_0_between_nuclei_is_no_padding() -> None:
     assert limits.padding is None and limits.low == 0
 
 
+def test_rows_of_a_background_that_is_0_do_not_count() -> None:
+    scene = np.where(nuclei_on_noise() > 350, nuclei_on_noise(), 0)
+    scene[::95, ::127] = 400  # so that its own borders vary
+    padded = np.pad(scene, ((0, 200), (0, 0), (0, 0)))
+    expected = np.percentile(scene, (1.0, 99.8))
+    np.testing.assert_array_equal(intensity_limits(padded, (1.0, 99.8))[:2], expected)
+
+
 def test_what_surrounds_a_nucleus_that_was_cut_out_is_no_padding() -> None:
     rows, columns = np.mgrid[:80, :80]
     nucleus = np.hypot(rows - 40, columns - 40) < 34

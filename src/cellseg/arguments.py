@@ -236,7 +236,7 @@ def check(command: str, settings: Namespace) -> None:
 
 
 def check_monitors(settings: Namespace, logged: Sequence[str]) -> None:
-    """Refuse to watch a value that never comes, and to take the highest loss for the best.
+    """Refuse to watch a value that never comes, and to take the worst for the best.
 
     Args:
         settings: Of `fit`.
@@ -253,8 +253,9 @@ def check_monitors(settings: Namespace, logged: Sequence[str]) -> None:
                 f"--{group}.monitor {monitor}: no such value is logged; did you mean {near}? "
                 f"There are {', '.join(logged)}"
             )
-        if monitor.endswith("/loss") and settings[group].mode == "max":
-            raise InputError(f"--{group}.monitor {monitor}: lowest is best: --{group}.mode min")
+        best = "min" if monitor.endswith("/loss") else "max"
+        if settings[group].mode != best:
+            raise InputError(f"--{group}.monitor {monitor}: needs --{group}.mode {best}")
 
 
 def explain(message: str, command: str, known: Sequence[str]) -> str:

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellseg.reading.padding import Padding, find_padding, padding_in, without_padding
+from cellseg.reading.padding import (
+    Padding,
+    find_padding,
+    padding_in,
+    without_flat_borders,
+    without_padding,
+)
 from cellseg.reading.recording import LARGE, Array
 from cellseg.reading.scale_bar import ScaleBar, find_bar, without_bar
 
@@ -84,6 +90,8 @@ def limits_of(
         step: See `values`.
     """
     bar = None
+    if not padding:
+        values = without_flat_borders(values)
     padded = padding_in(values, padding) if padding else np.zeros(values.shape[:-1], bool)
     if values.dtype.kind != "f" or np.isfinite(values).all():
         if padding:
@@ -120,7 +128,7 @@ def noise_of(image: Array, padding: Padding | None = None) -> float:
 def _noise_along(rows: Array, padding: Padding | None) -> float:
     from scipy.stats import trim_mean
 
-    rows = rows.astype(np.float64)
+    rows = (rows if padding else without_flat_borders(rows)).astype(np.float64)
     if padding:
         rows[(rows == padding.value).all(axis=-1)] = np.nan
     with np.errstate(invalid="ignore"):  # infinite less infinite

@@ -21,7 +21,7 @@ from cellseg.reading.intensity import (
     sampling_step,
     to_tensor,
 )
-from cellseg.reading.padding import find_padding, padding_in
+from cellseg.reading.padding import find_padding, padding_in, without_flat_borders
 from cellseg.reading.recording import Array, Recording, Windows
 from cellseg.tiles import parts
 
@@ -114,7 +114,9 @@ class LargeImage:
             seen[plane, top : top + window.shape[0], left : left + window.shape[1]] = window
             # The border of padding, as beside a mosaic, varies more than nuclei do.
             padding = find_padding(window)
-            inside = window[~padding_in(window, padding)] if padding else window
+            inside = (
+                window[~padding_in(window, padding)] if padding else without_flat_borders(window)
+            )
             spread = float(np.nan_to_num(inside.astype(np.float64), posinf=0, neginf=0).std())
             if spread > most:
                 most, self.sample = spread, (plane, rows, columns)

@@ -20,6 +20,8 @@ SCATTERED = 0.02
 GAP = 0.05
 # The least part of all else that is in one piece.
 ONE_PIECE = 0.9
+# If less of an image than this part would be left, its flat borders stay.
+LEAST_LEFT = 0.1
 
 
 class Padding(NamedTuple):
@@ -52,13 +54,16 @@ def find_padding(values: Array) -> Padding | None:
         return None
     value = corners[int(np.argmax(shares))]
     same, padded = (values == value).all(axis=-1), _connected(values, value)
-    scattered, inside = (same & ~padded).sum(), (~padded).sum()
+    inside = padded.size - padded.sum()
+    if inside < max(LEAST_INSIDE * padded.size, LEAST_PIXELS):
+        return None
+    if same.sum() - padded.sum() > SCATTERED * inside:
+        return None
     others = values[~same]
     others = others[np.isfinite(others).all(axis=-1)]
-    least = max(LEAST_INSIDE * padded.size, LEAST_PIXELS)
-    if len(others) < least or scattered > SCATTERED * inside:
+    if not len(others):
         return None
-    low, background, high = np.percentile(others.astype(float), (1, 50, 99), axis=0)
+    low, background, high = np.percentile(others, (1, 50, 99), axis=0).astype(float)
     distance = np.maximum(low - value, value - high)
     if (distance <= GAP * (high - low)).all() or (high == low).all():
         return None
@@ -80,6 +85,28 @@ def without_padding(image: Array, padding: Padding) -> Array:
     shown = image.copy()
     shown[padded] = padding.background
     return shown
+
+
+def without_flat_borders(values: Array) -> Array:
+    """Values (..., H, W, C) without the outer rows and columns that are all alike.
+
+    Padding that has the value of the background, which may be 0, is seen in nothing else. Where
+    hardly anything else would be left, as of a black image with hot pixels, they stay.
+    """
+    edges = values[..., 0, :, :], values[..., -1, :, :], values[..., 0, :], values[..., -1, :]
+    if not any((edge == edge[..., :1, :]).all() for edge in edges):  # as of most images: quick
+        return values
+    rows = (values != values[..., :1, :]).any(axis=(-2, -1))
+    inside: Array = values[..., _span(rows), :, :]
+    columns = (inside != inside[..., :1, :, :]).any(axis=(-3, -1))
+    inside = inside[..., _span(columns), :]
+    return inside if inside.size >= LEAST_LEFT * values.size else values
+
+
+def _span(varied: Array) -> slice:
+    """From the first to the last place of (..., N) with a True; everything where there is none."""
+    places = np.flatnonzero(varied.reshape(-1, varied.shape[-1]).any(axis=0))
+    return slice(places[0], places[-1] + 1) if len(places) else slice(None)
 
 
 def _connected(image: Array, value: Array) -> NDArray[np.bool_]:
