@@ -402,7 +402,7 @@ def test_folds_of_a_small_set_make_one_report(
     assert "have test images in common" in fails("test", *folds)
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("known", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_folds_that_start_from_weights_make_one_report_of_their_own_images(
     known: bool, trained: Path, tmp_path: Path
 ) -> None:
