@@ -204,6 +204,7 @@ def test_an_empty_shard_is_no_error(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "summary.csv").exists()
 
 
+@pytest.mark.slow
 def test_fault_28_shards_that_run_and_end_at_the_same_time(
     images: Path, clean: Path, tmp_path: Path
 ) -> None:

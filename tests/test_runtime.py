@@ -390,9 +390,9 @@ threads = [Thread(target=first) for _ in range(2)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
-    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    runs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     try:
-        assert [run.wait(120) for run in runs] == [0, 0, 0]
+        assert [run.wait(120) for run in runs] == [0, 0]
     finally:
         for run in runs:
             run.kill()
