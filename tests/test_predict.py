@@ -425,7 +425,7 @@ def test_fault_30_a_killed_loader_process_is_one_line(trained: Path, tmp_path: P
     assert "cellseg: error: a process that reads images was killed" in said
 
 
-@pytest.mark.parametrize("command", ["predict", "fit"])
+@pytest.mark.parametrize("command", ["predict", pytest.param("fit", marks=pytest.mark.slow)])
 def test_fault_30_full_shared_memory_is_one_line(
     command: str, nuclei: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -479,6 +479,7 @@ def test_fault_30_an_image_of_a_killed_loader_process_cannot_be_fetched(
     assert not any(line.startswith("Traceback") for line in lines)
 
 
+@pytest.mark.slow
 def test_results_do_not_pile_up_in_memory(trained: Path, tmp_path: Path) -> None:
     # Were predictions kept, 40 more images of 0.5 MB would add some 40 MB (float32 maps more).
     code = (

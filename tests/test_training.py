@@ -120,7 +120,7 @@ def stop_at(tmp_path: Path, step: int, how: str, where: str = "training") -> Pat
     [
         # Four steps an epoch: the sixth is in the middle of the second.
         ("term", 143, 6),
-        ("interrupt", 130, 6),
+        pytest.param("interrupt", 130, 6, marks=pytest.mark.slow),
         pytest.param("kill", -9, 4, marks=pytest.mark.slow),
     ],
 )
@@ -155,7 +155,8 @@ def test_fault_18_stopped_in_mid_epoch_then_resumed_gives_the_uninterrupted_curv
     [
         (3, "term", 143, "accumulating"),
         pytest.param(1, "interrupt", 130, "backward", marks=pytest.mark.slow),
-        (1, "interrupt", 130, "accumulating"),  # before the batch is looked at
+        # Before the batch is looked at.
+        pytest.param(1, "interrupt", 130, "accumulating", marks=pytest.mark.slow),
     ],
 )
 def test_fault_18_stopped_between_two_steps_it_takes_their_batches_again(
