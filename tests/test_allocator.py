@@ -31,5 +31,6 @@ def pages_cleared(cured: bool) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
+@pytest.mark.slow
 def test_a_step_of_training_uses_the_memory_of_the_step_before() -> None:
     assert pages_cleared(cured=True) < pages_cleared(cured=False) / 4

@@ -406,6 +406,7 @@ def test_fit_and_test_without_data_say_so(trained: Path, fails: Fails) -> None:
     assert "--data.root" in fails("test", "--ckpt_path", find_checkpoint(trained))
 
 
+@pytest.mark.slow
 def test_own_classes_come_in_through_the_script_of_the_docs(nuclei: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
     script = tmp_path / "mine.py"

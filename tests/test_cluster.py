@@ -418,6 +418,7 @@ def test_two_machines_on_a_shared_folder(
     assert summary(out) == summary(clean)
 
 
+@pytest.mark.slow
 def test_two_images_at_a_time_leave_what_one_after_the_other_does(
     images: Path, clean: Path, tmp_path: Path
 ) -> None:

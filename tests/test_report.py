@@ -330,6 +330,7 @@ def test_a_test_folder_of_ones_own_is_scored_whole(
     assert "Images to evaluate on were trained on" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_folds_of_a_small_set_make_one_report(
     root: Path,
     tmp_path: Path,

@@ -77,6 +77,7 @@ def test_a_converted_network_is_kept_and_belongs_to_its_weights(
     assert modes == {0o777 & ~mask_of_process()}
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_kept_is_converted_for_the_moment(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     net, image = network(), torch.rand(1, 3, 8, 8)
@@ -301,6 +302,7 @@ assert sys.modules["openvino_telemetry"] is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.slow
 def test_a_model_may_go_in_any_thread(tmp_path: Path) -> None:
     code = f"""
 import gc, os, signal, threading
@@ -328,6 +330,7 @@ print(len(heard))
     assert (done.returncode, done.stdout) == (0, "20\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_loader_process_leaves_an_inherited_network_alone(tmp_path: Path) -> None:
     script = """
 import gc, os, sys, time
@@ -375,6 +378,7 @@ def test_a_network_that_finds_the_disk_full_is_converted_for_the_moment(
     assert not [*(tmp_path / "openvino").iterdir()]
 
 
+@pytest.mark.slow
 def test_two_threads_that_compute_first_do_not_wait_for_each_other(tmp_path: Path) -> None:
     code = """
 import sys

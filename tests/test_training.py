@@ -199,6 +199,7 @@ def test_steps_that_end_within_an_epoch_are_validated_and_tuned(
 @pytest.mark.parametrize(
     ("how", "code"), [pytest.param("term", 143, marks=pytest.mark.slow), ("interrupt", 130)]
 )
+@pytest.mark.slow
 def test_fault_18_stopped_while_validating_it_ends_at_once_and_validates_anew(
     how: str, code: int, tmp_path: Path
 ) -> None:
